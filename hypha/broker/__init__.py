@@ -1,0 +1,1 @@
+"""Sessions, routing, permission and the server's own services. No HTTP, no files."""

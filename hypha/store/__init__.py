@@ -1,0 +1,1 @@
+"""The data directory: lock, signing key. Standard library only."""

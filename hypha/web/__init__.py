@@ -1,0 +1,1 @@
+"""HTTP and websockets: the only room that knows ASGI, Quart and Hypercorn."""
