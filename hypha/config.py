@@ -1,0 +1,234 @@
+"""The configuration: built once, frozen, passed in. Two servers fit in one process.
+
+This module is the only reader of the environment, and uses the standard library only, because the parent process
+imports it (``decisions.md`` 1).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hypha.errors import ConfigError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+#: First path segments that belong to the server, and therefore name neither a mount nor a workspace.
+RESERVED_NAMES = frozenset(
+    {"ws", "rpc", "health", "api", "apps", "assets", "login", "static", "workspaces", "services", "metrics"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every limit of the server. Sizes in bytes, times in seconds, the rest are counts.
+
+    Each can be set with ``--limit NAME=VALUE`` or the environment variable ``HYPHA_LIMIT_NAME``, and its name
+    stands in the error that reaching it causes. ``docs/reference.md`` describes them one by one.
+    """
+
+    frame_bytes: int = 16 * MIB
+    header_bytes: int = 64 * KIB
+    header_keys: int = 64
+    header_depth: int = 32
+    python_frame_bytes: int = 1 * MIB
+    handshake_seconds: float = 10.0
+    outbox_bytes: int = 16 * MIB
+    outbox_reserve_bytes: int = 1 * MIB
+    stall_seconds: float = 10.0
+    ping_seconds: float = 20.0
+    silence_seconds: float = 45.0
+    busy_silence_seconds: float = 600.0
+    turn_frames: int = 64
+    turn_seconds: float = 0.0005
+    server_calls_per_peer: int = 100
+    inflight_per_peer: int = 4096
+    correspondents_per_peer: int = 4096
+    chunked_messages_per_peer: int = 64
+    chunked_bytes_per_peer: int = 256 * MIB
+    sessions_per_workspace: int = 1000
+    sessions_per_principal: int = 100
+    services_per_session: int = 500
+    workspaces_per_principal: int = 100
+    call_seconds: float = 60.0
+    http_body_bytes: int = 100 * MIB
+    http_body_seconds: float = 60.0
+    json_array_bytes: int = 1 * MIB
+    token_seconds: float = 10800.0
+    reconnection_token_seconds: float = 172800.0
+    session_grace: float = 3600.0
+    suspended_sessions: int = 10_000
+    suspended_per_principal: int = 100
+    reclaim_seconds: float = 60.0
+    drain_seconds: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A directory served as static files below *path* (``/tools``, or ``/`` for the whole site)."""
+
+    path: str
+    directory: Path
+
+
+def parse_mount(text: str, base: Path) -> Mount:
+    """Parse ``/path:directory``.
+
+    The path ends at the first colon after its leading slash, so a directory may hold colons (``C:\\x``). A
+    relative directory is taken from *base*. Raises :class:`ConfigError` naming the resolved directory when it
+    is missing.
+    """
+    path, colon, directory = text.partition(":")
+    if not path.startswith("/") or not colon or not directory:
+        raise ConfigError(f"static mount {text!r}: write it as /path:directory, for example /tools:./webtools")
+    segments = [segment for segment in path.split("/") if segment]
+    if any(segment in {".", ".."} for segment in segments):
+        raise ConfigError(f"static mount {text!r}: the path must not contain '.' or '..'")
+    if segments and segments[0] in RESERVED_NAMES:
+        raise ConfigError(f"static mount {text!r}: /{segments[0]} belongs to the server; choose another path")
+    resolved = (base / Path(directory).expanduser()).resolve()
+    if not resolved.is_dir():
+        raise ConfigError(f"static mount {text!r}: there is no directory {resolved}")
+    return Mount(str(PurePosixPath("/", *segments)), resolved)
+
+
+def parse_mounts(texts: list[str], base: Path) -> tuple[Mount, ...]:
+    """Parse every mount and refuse two on one path. Raises :class:`ConfigError`."""
+    mounts: dict[str, Mount] = {}
+    for text in texts:
+        mount = parse_mount(text, base)
+        if mount.path in mounts:
+            raise ConfigError(f"static mount {text!r}: {mount.path} is already mounted; use another path")
+        mounts[mount.path] = mount
+    return tuple(mounts.values())
+
+
+def parse_limits(pairs: Mapping[str, str], base: Limits | None = None) -> Limits:
+    """Apply ``name -> text`` pairs to *base*. Raises :class:`ConfigError` for an unknown name or a bad number."""
+    limits = base or Limits()
+    kinds = {item.name: type(getattr(limits, item.name)) for item in fields(Limits)}
+    values: dict[str, Any] = {}
+    for name, text in pairs.items():
+        if name not in kinds:
+            raise ConfigError(f"unknown limit {name!r}; the limits are {', '.join(sorted(kinds))}")
+        try:
+            values[name] = kinds[name](text)
+        except ValueError:
+            raise ConfigError(f"limit {name}: {text!r} is not a number") from None
+        if not 0 < values[name] < 2**53:
+            raise ConfigError(f"limit {name}: {text} must be a number above 0 and below 2**53")
+    return replace(limits, **values)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a server is told before it starts.
+
+    *base_path* is empty or begins with a slash and does not end with one. *public_base_url* is told to clients
+    as information (``protocol.md`` 1.1); without it they are told the address that they connected to.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 9527
+    base_path: str = ""
+    public_base_url: str | None = None
+    data_dir: Path = Path(".hypha")
+    static_mounts: tuple[Mount, ...] = ()
+    listing: bool = True
+    follow_symlinks: bool = False
+    allow_origins: tuple[str, ...] = ("*",)
+    log_level: str = "info"
+    limits: Limits = field(default_factory=Limits)
+
+    def to_json(self) -> str:
+        """One line of JSON from which :meth:`from_json` builds an equal configuration."""
+        document = {item.name: getattr(self, item.name) for item in fields(self)}
+        document["data_dir"] = str(self.data_dir)
+        document["static_mounts"] = [[mount.path, str(mount.directory)] for mount in self.static_mounts]
+        document["limits"] = {item.name: getattr(self.limits, item.name) for item in fields(Limits)}
+        return json.dumps(document)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """The inverse of :meth:`to_json`."""
+        document = json.loads(text)
+        document["data_dir"] = Path(document["data_dir"])
+        document["static_mounts"] = tuple(Mount(path, Path(name)) for path, name in document["static_mounts"])
+        document["allow_origins"] = tuple(document["allow_origins"])
+        document["limits"] = Limits(**document["limits"])
+        return cls(**document)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Config:
+        """The configuration of ``hypercorn hypha.server:app``, which has no command line of ours.
+
+        Reads ``HYPHA_HOST``, ``HYPHA_PORT``, ``HYPHA_BASE_PATH``, ``HYPHA_PUBLIC_BASE_URL``, ``HYPHA_DATA_DIR``,
+        ``HYPHA_STATIC_MOUNTS`` (separated by spaces or line ends), ``HYPHA_LISTING``, ``HYPHA_FOLLOW_SYMLINKS``,
+        ``HYPHA_ALLOW_ORIGINS`` (separated by commas), ``HYPHA_LOG_LEVEL`` and ``HYPHA_LIMIT_<NAME>``. They are
+        also the defaults of the command line. Raises :class:`ConfigError`.
+        """
+        prefix = "HYPHA_"
+        given = {name[len(prefix) :].lower(): text for name, text in environ.items() if name.startswith(prefix)}
+        limits = {name[len("limit_") :]: text for name, text in given.items() if name.startswith("limit_")}
+        values: dict[str, Any] = {"limits": parse_limits(limits)}
+        for name in ("host", "public_base_url"):
+            if given.get(name):
+                values[name] = given[name]
+        if given.get("log_level"):
+            values["log_level"] = parse_log_level(given["log_level"])
+        if given.get("port"):
+            values["port"] = parse_port(given["port"])
+        if given.get("base_path"):
+            values["base_path"] = parse_base_path(given["base_path"])
+        if given.get("data_dir"):
+            values["data_dir"] = Path(given["data_dir"]).expanduser()
+        if given.get("static_mounts"):
+            values["static_mounts"] = parse_mounts(given["static_mounts"].split(), Path.cwd())
+        for name in ("listing", "follow_symlinks"):
+            if given.get(name):
+                values[name] = _parse_flag(f"HYPHA_{name.upper()}", given[name])
+        if given.get("allow_origins"):
+            values["allow_origins"] = parse_origins(given["allow_origins"])
+        return cls(**values)
+
+
+def parse_port(text: str) -> int:
+    """A TCP port, 0 meaning any free one. Raises :class:`ConfigError`."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ConfigError(f"port {text!r} must be a whole number from 0 to 65535")
+    return int(text)
+
+
+def parse_base_path(text: str) -> str:
+    """``/lab/``, ``lab`` and ``/lab`` all become ``/lab``; ``/`` becomes the empty string."""
+    segments = [segment for segment in text.split("/") if segment]
+    if any(segment in {".", ".."} for segment in segments):
+        raise ConfigError(f"base path {text!r} must not contain '.' or '..'")
+    return "".join(f"/{segment}" for segment in segments)
+
+
+def parse_origins(text: str) -> tuple[str, ...]:
+    """Origins separated by commas, or ``*``. Raises :class:`ConfigError` for what is not ``scheme://host``."""
+    origins = tuple(item.strip().rstrip("/") for item in text.split(",") if item.strip())
+    for origin in origins:
+        if origin != "*" and ("://" not in origin or "/" in origin.split("://", 1)[1]):
+            raise ConfigError(f"origin {origin!r}: write it as https://host or https://host:port, or *")
+    return origins
+
+
+def parse_log_level(text: str) -> str:
+    """One of debug, info, warning, error. Raises :class:`ConfigError`."""
+    if text.lower() not in {"debug", "info", "warning", "error"}:
+        raise ConfigError(f"log level {text!r}: choose debug, info, warning or error")
+    return text.lower()
+
+
+def _parse_flag(name: str, text: str) -> bool:
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in known:
+        raise ConfigError(f"{name}={text!r}: write 1 or 0")
+    return known[text.lower()]
