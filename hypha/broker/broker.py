@@ -1,0 +1,285 @@
+"""One broker: everything between the sockets and the store. Admits, attaches and lets go of sessions."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from hypha.broker import builtin
+from hypha.broker.access import Action, Principal, may
+from hypha.broker.endpoint import ServerSession
+from hypha.broker.inflight import end_session
+from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
+from hypha.broker.registry import Parked, Registration, Registry, Workspace
+from hypha.broker.router import Router
+from hypha.broker.session import PeerSession
+from hypha.broker.tokens import Resumption, Tokens, new_user_id
+from hypha.config import Config
+from hypha.errors import Conflict, HyphaError, InvalidArgument, LimitExceeded, NotAuthenticated, PermissionDenied
+from hypha.wire.address import Address, check_client_id
+from hypha.wire.dialect import Dialect
+
+logger = logging.getLogger(__name__)
+
+_ENDED_REMEMBERED = 10_000  # clean ends whose reconnection tokens are refused until they expire by themselves
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a client sends to get in, whatever its generation (``protocol.md`` 1.2)."""
+
+    client_id: str | None
+    workspace: str | None = None
+    token: str | None = None
+    reconnection_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Permission to attach, given before the websocket is accepted."""
+
+    address: Address
+    principal: Principal
+    identity: str
+    resumed: bool
+
+
+class Broker:
+    """The sessions of one server and all that they share. *key* signs tokens; *server_id* names the server."""
+
+    def __init__(self, config: Config, key: bytes, server_id: str, clock: Callable[[], float] = time.time) -> None:
+        self.config = config
+        self.limits = config.limits
+        self.tokens = Tokens(key, clock)
+        self.dirty: DirtyOutboxes = {}
+        mounted = {mount.path.split("/")[1] for mount in config.static_mounts} - {""}
+        self.registry = Registry(config.limits, mounted)
+        self.server = ServerSession(server_id, self.registry, config.limits, self.dirty)
+        self.server.functions.update(builtin.functions(self))
+        self.router = Router(self.registry, self.server, server_id)
+        self._clock = clock
+        self._generation = 0
+        self._ended: OrderedDict[str, float] = OrderedDict()
+
+    def now(self) -> float:
+        """trio time in seconds."""
+        return trio.current_time()
+
+    def flush(self) -> None:
+        """Write what was put into outboxes since the last flush."""
+        flush_dirty(self.dirty)
+
+    def public_base_url(self, session: PeerSession) -> str:
+        """The address to tell a client as the public one."""
+        return self.config.public_base_url or session.base_url
+
+    # --- principals -------------------------------------------------------------------------------------------
+
+    def authenticate(self, token: str | None) -> Principal:
+        """The principal that *token* proves, a new anonymous one without. Raises :class:`NotAuthenticated`."""
+        if token:
+            return self.tokens.verify(token)
+        return Principal(id=new_user_id(), is_anonymous=True)
+
+    def token_life(self, issuer: Principal, asked: object) -> float:
+        """Seconds that a new token may live: as asked, but not longer than its issuer's own."""
+        if asked is None:
+            life = self.limits.token_seconds
+        elif isinstance(asked, int | float) and not isinstance(asked, bool) and 0 < asked < 2**40:
+            life = float(asked)
+        else:
+            raise InvalidArgument("expires_in must be a number of seconds above 0")
+        if issuer.expires_at is None:
+            return life
+        return max(1.0, min(life, issuer.expires_at - self._clock()))
+
+    def resumption_token(self, session: PeerSession) -> str:
+        """The token with which *session*'s client comes back as the same client."""
+        resumption = Resumption(session.address, session.principal, session.identity)
+        return self.tokens.issue_resumption(resumption, expires_in=self.limits.reconnection_token_seconds)
+
+    # --- coming -----------------------------------------------------------------------------------------------
+
+    def admit(self, credentials: Credentials) -> Admission:
+        """Decide whether a client gets in, and where. Changes nothing but creating its own workspace.
+
+        Raises a :class:`HyphaError` that says why not.
+        """
+        client_id = check_client_id(credentials.client_id)
+        if credentials.reconnection_token:
+            return self._readmit(client_id, self.tokens.verify_resumption(credentials.reconnection_token))
+        principal = self.authenticate(credentials.token)
+        workspace = self._workspace_for(principal, credentials.workspace)
+        address = Address(workspace.name, client_id)
+        self._require_free(workspace, client_id, principal)
+        return Admission(address, principal, secrets.token_urlsafe(12), resumed=False)
+
+    def _readmit(self, client_id: str, resumption: Resumption) -> Admission:
+        address, principal = resumption.address, resumption.principal
+        if client_id != address.client:
+            raise PermissionDenied("the reconnection token belongs to another client id")
+        if resumption.identity in self._ended:
+            raise NotAuthenticated("the session has ended; connect without the reconnection token")
+        if principal.expires_at is not None and principal.expires_at < self._clock():
+            raise NotAuthenticated("the token of the session has expired; connect with a new one")
+        workspace = self._workspace_for(principal, address.workspace)
+        current = workspace.members.get(client_id) or workspace.parked.get(client_id)
+        if current is not None and current.identity != resumption.identity:
+            raise Conflict(f"client id {client_id!r} is used by another session now")
+        return Admission(address, principal, resumption.identity, resumed=True)
+
+    def _workspace_for(self, principal: Principal, name: str | None) -> Workspace:
+        """The workspace asked for, the principal's own when none was (``protocol.md`` 1.4)."""
+        wanted = name or principal.home or principal.id
+        workspace = self.registry.workspaces.get(wanted)
+        if workspace is None and wanted == principal.id:
+            return self.registry.create_workspace(wanted)
+        if workspace is None or not may(principal, Action.JOIN, workspace).allowed:
+            raise PermissionDenied(f"Permission denied for workspace {wanted}; it takes a token with access to it")
+        return workspace
+
+    def _require_free(self, workspace: Workspace, client_id: str, principal: Principal) -> None:
+        if client_id in workspace.members:
+            raise Conflict(f"client id {client_id!r} is connected already; choose another")
+        parked = workspace.parked.get(client_id)
+        if parked is None or parked.principal_id == principal.id:
+            return
+        waited = self.now() - parked.since
+        if waited < self.limits.reclaim_seconds or not may(principal, Action.WRITE, workspace).allowed:
+            raise Conflict(f"client id {client_id!r} belongs to a client that may come back; choose another")
+
+    def attach(
+        self, admission: Admission, dialect: Dialect, transport: Transport, *, frame_limit: int, base_url: str
+    ) -> PeerSession:
+        """Make the session: from here it is found and listed.
+
+        A resumed one supersedes its predecessor, even when the server has not noticed that one's death, and gets
+        its services back in the same step (``decisions.md`` 12 and 13). Raises :class:`Conflict` or
+        :class:`LimitExceeded` when somebody was faster.
+        """
+        address, principal = admission.address, admission.principal
+        workspace = self._workspace_for(principal, address.workspace)
+        before = workspace.members.get(address.client)
+        restored: tuple[Registration, ...] = ()
+        if before is not None and admission.resumed and before.identity == admission.identity:
+            restored = _registrations(before)
+            self._detach(before)
+            before.transport.close(1012, "superseded by a newer connection")
+        self._require_quota(principal)
+        self._generation += 1
+        session = PeerSession(
+            address,
+            principal,
+            dialect,
+            self._generation,
+            self.limits,
+            transport=transport,
+            frame_limit=frame_limit,
+            base_url=base_url,
+            identity=admission.identity,
+            dirty=self.dirty,
+        )
+        self.registry.add(session)
+        parked = workspace.parked.pop(address.client, None)
+        if parked is not None and parked.identity == admission.identity:
+            restored = parked.registrations
+        self.registry.announce(session, restored)
+        return session
+
+    def _require_quota(self, principal: Principal) -> None:
+        limit = self.limits.sessions_per_principal
+        if sum(1 for session in self.registry.sessions() if session.principal.id == principal.id) >= limit:
+            raise LimitExceeded(f"sessions_per_principal = {limit} clients of this user are connected already")
+
+    # --- going ------------------------------------------------------------------------------------------------
+
+    def leave(self, session: PeerSession, *, clean: bool) -> None:
+        """The end of a connection. *clean*: the client said goodbye itself, so nothing is kept for it.
+
+        Fails the calls that it worked on at once. Does nothing for a session that was superseded.
+        """
+        if not session.open:
+            return
+        workspace = self.registry.workspaces[session.address.workspace]
+        parked = None if clean else self._parked(session)
+        self._detach(session)
+        if parked is not None:
+            self._park(workspace, session.address.client, parked)
+        else:
+            self._remember_end(session.identity)
+        if not workspace.members and not workspace.parked:
+            workspace.idle_since = self.now()
+            if not workspace.owners:
+                self.registry.drop_if_unused(workspace)
+        self.flush()
+
+    def _detach(self, session: PeerSession) -> None:
+        self.registry.remove(session)
+        end_session(session)
+        session.outbox.close()
+
+    def _parked(self, session: PeerSession) -> Parked:
+        now = self.now()
+        until = now + self.limits.session_grace
+        return Parked(session.identity, session.principal.id, _registrations(session), now, until)
+
+    def _park(self, workspace: Workspace, client_id: str, parked: Parked) -> None:
+        workspace.parked[client_id] = parked
+        everybody = [
+            (place, name, entry) for place in self.registry.workspaces.values() for name, entry in place.parked.items()
+        ]
+        own = [item for item in everybody if item[2].principal_id == parked.principal_id]
+        for group, limit in (
+            (own, self.limits.suspended_per_principal),
+            (everybody, self.limits.suspended_sessions),
+        ):
+            group.sort(key=lambda item: item[2].since)
+            for place, name, _ in group[: max(0, len(group) - limit)]:
+                self._unpark(place, name)
+
+    def _unpark(self, workspace: Workspace, client_id: str) -> None:
+        workspace.parked.pop(client_id, None)
+        if not workspace.members and not workspace.parked and workspace.idle_since is None:
+            workspace.idle_since = self.now()
+        if not workspace.owners:
+            self.registry.drop_if_unused(workspace)
+
+    def _remember_end(self, identity: str) -> None:
+        self._ended[identity] = self.now() + self.limits.reconnection_token_seconds
+        while len(self._ended) > _ENDED_REMEMBERED:
+            self._ended.popitem(last=False)
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Once a second: heartbeats of running calls, ends of grace periods, expired tokens, idle workspaces."""
+        now, wall = self.now(), self._clock()
+        self.server.sweep(now)
+        for session in list(self.registry.sessions()):
+            expires = session.principal.expires_at
+            if expires is not None and expires < wall:
+                session.transport.close(1008, "the token has expired")
+        for workspace in list(self.registry.workspaces.values()):
+            for name in [name for name, parked in workspace.parked.items() if parked.until <= now]:
+                self._unpark(workspace, name)
+            idle = workspace.idle_since
+            if idle is not None and now - idle > self.limits.session_grace:
+                self.registry.drop_if_unused(workspace)
+        while self._ended and next(iter(self._ended.values())) <= now:
+            self._ended.popitem(last=False)
+        self.flush()
+
+
+def _registrations(session: PeerSession) -> tuple[Registration, ...]:
+    return tuple(Registration(s.id, s.name, s.type, s.config, s.description) for s in session.services.values())
+
+
+def refusal_text(error: HyphaError) -> str:
+    """What a refused client is told; legacy users match on the words (``protocol.md`` 1.3)."""
+    return str(error)

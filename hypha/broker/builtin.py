@@ -1,0 +1,513 @@
+"""What the server offers on the wire: its built-in service and the workspace service of legacy clients.
+
+``protocol.md`` 5.2 to 5.6. A function never checks permission by itself: it declares what it needs, and the
+endpoint asks :func:`hypha.broker.access.may` before it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from hypha.broker.access import Action, Level, Principal, level_in
+from hypha.broker.endpoint import Function, ServerCall, chunk_functions
+from hypha.broker.registry import Registration, Workspace, not_found_hint, parse_registration
+from hypha.broker.session import PeerSession, Service
+from hypha.broker.tokens import legacy_form, new_user_id
+from hypha.errors import (
+    Conflict,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    PermissionDenied,
+    ServiceNotFound,
+)
+from hypha.wire import values
+from hypha.wire.address import PUBLIC_WORKSPACE, ServiceQuery, parse_service_id
+
+if TYPE_CHECKING:
+    from hypha.broker.broker import Broker
+
+logger = logging.getLogger(__name__)
+
+BUILT_IN = "services.built-in."
+DEFAULT = "services.default."
+
+Run = Callable[..., Awaitable[Any]]
+
+
+class ClientNotFound(NotFound):
+    """No such client in the own workspace; legacy users match on ``Client not found: x`` (``protocol.md`` 5.5)."""
+
+    remote_type = "Exception"
+
+
+class InvalidKey(InvalidArgument):
+    """``set`` was given a key that WorkspaceInfo does not have."""
+
+    remote_type = "KeyError"
+
+
+def functions(broker: Broker) -> dict[str, Function]:
+    """Every function of the server by its full path."""
+    service = WorkspaceService(broker)
+    table = chunk_functions(broker.server)
+    table[BUILT_IN + "ping"] = Function.of(_ping)
+    table[BUILT_IN + "get_service"] = Function.of(service.get_built_in_service)
+    table["built_in_with_api_version"] = Function.of(service.built_in_with_api_version)
+    for names, run, needs in service.exported():
+        for name in names:
+            table[DEFAULT + name] = Function.of(run, needs)
+    return table
+
+
+async def _ping(call: ServerCall, message: str) -> str:
+    if message != "ping":
+        raise InvalidArgument("ping takes the text 'ping'")
+    return "pong"
+
+
+def camel(name: str) -> str:
+    """``get_service`` -> ``getService``."""
+    head, *rest = name.split("_")
+    return head + "".join(word.capitalize() for word in rest)
+
+
+class WorkspaceService:
+    """The service ``default`` of ``<workspace>/workspace-manager`` (``protocol.md`` 5.2)."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._registry = broker.registry
+
+    def exported(self) -> Iterable[tuple[tuple[str, ...], Run, Action]]:
+        """Each function with its names, snake_case first, and what its caller must be allowed to do."""
+        reading: tuple[Run, ...] = (
+            self.echo,
+            self.get_connection_info,
+            self.list_services,
+            self.list_clients,
+            self.list_user_clients,
+            self.get_service,
+            self.generate_token,
+            self.create_workspace,
+            self.get_workspace_info,
+            self.get_summary,
+        )
+        writing: tuple[Run, ...] = (self.update_client_info, self.register_service)
+        for run in reading:
+            yield _names(run), run, Action.READ
+        for run in writing:
+            yield _names(run), run, Action.WRITE
+        yield ("set",), self.set_workspace_info, Action.ADMINISTER
+        for level in ("log", "info", "warning", "error", "critical"):
+            yield (level,), self.log, Action.READ
+
+    # --- the service as an object -----------------------------------------------------------------------------
+
+    async def get_built_in_service(self, call: ServerCall, service_id: str) -> dict[str, Any]:
+        """The service object, as a client asks for it right after it connected."""
+        if service_id == "built-in":
+            return self._object(call, "built-in", "built-in", BUILT_IN, {"visibility": "public", "api_version": 3})
+        if service_id != "default":
+            raise ServiceNotFound(f"Service not found: {str(service_id)[:200]}")
+        if level_in(call.principal, call.workspace) is Level.NONE and call.workspace.name != PUBLIC_WORKSPACE:
+            raise PermissionDenied(f"Permission denied for service: {service_id}")
+        visibility = "public" if call.workspace.name == PUBLIC_WORKSPACE else "protected"
+        config = {
+            "visibility": visibility,
+            "workspace": call.workspace.name,
+            "public_base_url": self._broker.public_base_url(call.sender),
+            "local_base_url": call.sender.base_url,
+        }
+        return self._object(call, "default", "generic", DEFAULT, config)
+
+    def _object(self, call: ServerCall, name: str, kind: str, prefix: str, config: dict[str, Any]) -> dict[str, Any]:
+        service: dict[str, Any] = {
+            "id": name,
+            "name": "Default workspace management service" if name == "default" else name,
+            "type": kind,
+            "config": {"require_context": True, **config},
+        }
+        for path in self._broker.server.functions:
+            if path.startswith(prefix):
+                *groups, last = path[len(prefix) :].split(".")
+                place = service
+                for group in groups:
+                    place = place.setdefault(group, {})
+                place[last] = values.method(str(call.to), path)
+        return service
+
+    async def built_in_with_api_version(self, call: ServerCall, service_id: str) -> dict[str, Any]:
+        """A legacy client's built-in service with the key that modern clients read (``protocol.md`` 2.7)."""
+        provider = self._registry.find(call.to)
+        if provider is None:
+            raise ClientNotFound(f"Client not found: {call.to.client}")
+        service = await self._fetch(provider, service_id)
+        if service_id == "built-in":
+            service["config"]["api_version"] = 1
+        return service
+
+    # --- small ones -------------------------------------------------------------------------------------------
+
+    async def echo(self, call: ServerCall, data: Any) -> Any:
+        """Give *data* back."""
+        return data
+
+    async def log(self, call: ServerCall, message: Any) -> None:
+        """A line for the server's log."""
+        logger.info("%s says %r", call.sender.name, str(message)[:1000])
+
+    async def get_connection_info(self, call: ServerCall) -> dict[str, Any]:
+        """Who and where the caller is, with the token to come back as the same client (``protocol.md`` 1.6)."""
+        life = self._broker.config.limits.reconnection_token_seconds
+        return {
+            "workspace": call.sender.address.workspace,
+            "client_id": call.sender.address.client,
+            "user_info": call.principal.to_wire(call.sender.address.workspace),
+            "reconnection_token": self._broker.resumption_token(call.sender),
+            "reconnection_expires_in": life,
+            "public_base_url": self._broker.public_base_url(call.sender),
+            "local_base_url": call.sender.base_url,
+        }
+
+    async def list_clients(self, call: ServerCall) -> list[str]:
+        """The plain ids of the workspace's clients, the server's own among them."""
+        return ["workspace-manager", *call.workspace.members]
+
+    async def list_user_clients(self, call: ServerCall) -> list[str]:
+        """The absolute ids of the caller's clients in all workspaces."""
+        return [member.name for member in self._registry.sessions() if member.principal.id == call.principal.id]
+
+    async def get_summary(self, call: ServerCall) -> dict[str, Any]:
+        """What is in the workspace."""
+        services = [_summary(service) for service in call.workspace.services()]
+        return {
+            "name": call.workspace.name,
+            "description": call.workspace.description,
+            "client_count": len(call.workspace.members),
+            "clients": list(call.workspace.members),
+            "service_count": len(services),
+            "services": services,
+        }
+
+    # --- registration (protocol.md 5.4) -----------------------------------------------------------------------
+
+    async def update_client_info(self, call: ServerCall, info: dict[str, Any]) -> None:
+        """Replace the caller's services by those in ``info["services"]``."""
+        session = _own_workspace(call)
+        if not isinstance(info, dict) or info.get("id") != session.address.client:
+            raise InvalidArgument("update_client_info takes a map whose 'id' is the client's own")
+        entries = info.get("services") or []
+        if not isinstance(entries, list):
+            raise InvalidArgument("'services' must be a list")
+        parsed = [parse_registration(entry, session.address.client) for entry in entries]
+        self._registry.announce(session, [entry for entry in parsed if entry.id != "built-in"])
+
+    async def register_service(
+        self, call: ServerCall, service: dict[str, Any], overwrite: bool = False, notify: bool = True
+    ) -> dict[str, Any]:
+        """Register a service of the caller.
+
+        The functions in *service* live in the session of this very call, so the client must take them over before
+        it is answered (``protocol.md`` 5.4, trap 2). Its own answer names the registration.
+        """
+        session = _own_workspace(call)
+        if not isinstance(service, dict):
+            raise InvalidArgument("register_service takes a map with an 'id' and functions")
+        prepared = _prepare(service, call.workspace.name)
+        answer = await self._broker.server.call(
+            session, BUILT_IN + "register_service", [prepared, bool(overwrite), bool(notify)]
+        )
+        registration = parse_registration(answer, session.address.client)
+        if registration.id not in session.services:  # the client was told not to notify
+            self._registry.announce(session, [*_registrations(session), registration])
+        return {**answer, "id": session.services[registration.id].full_id}
+
+    # --- looking up (protocol.md 5.5) -------------------------------------------------------------------------
+
+    async def get_service(self, call: ServerCall, query: Any) -> dict[str, Any]:
+        """The service that *query* names, with absolute function targets."""
+        wanted, text = _parse_query(query)
+        home = call.workspace.name
+        if wanted.service == "built-in" and wanted.client is not None and wanted.workspace in {None, home}:
+            member = call.workspace.members.get(wanted.client)
+            if member is None:
+                raise ClientNotFound(f"Client not found: {wanted.client}")
+            return await self._fetch(member, "built-in")
+        service = self._resolve(call, wanted, text)
+        found = await self._fetch(service.session, service.id)
+        found["config"]["workspace"] = service.workspace
+        return found
+
+    async def _fetch(self, provider: PeerSession, service_id: str) -> dict[str, Any]:
+        value = await self._broker.server.call(provider, BUILT_IN + "get_service", [service_id])
+        if not isinstance(value, dict):
+            raise ServiceNotFound(f"Service not found: {service_id}, {provider.name} answered without one")
+        service: dict[str, Any] = values.absolute_targets(value, provider.address.workspace)
+        if not isinstance(service.get("config"), dict):
+            service["config"] = {}
+        return service
+
+    def _resolve(self, call: ServerCall, wanted: ServiceQuery, text: str) -> Service:
+        registry, home = self._registry, call.workspace.name
+        if wanted.workspace is None and wanted.client is None:
+            found = registry.resolve_name(wanted.service, call.principal, home)
+            if found is not None:
+                return found
+            hint = not_found_hint(registry.near_names(wanted.service, call.principal, home))
+            raise ServiceNotFound(f"Service not found: {wanted.service} in workspace *{hint}")
+        place = wanted.workspace or home
+        if place == home and wanted.client is not None and wanted.client not in call.workspace.members:
+            return self._legacy_reading(call, wanted)
+        services = self._matching(place, wanted)
+        permitted = registry.callable_by(call.principal, home, services)
+        if permitted:
+            return permitted[0]
+        if place != home:
+            # One answer for what is there and for what is not (decisions.md 17).
+            raise PermissionDenied(f"Permission denied for service: {wanted.service}")
+        raise ServiceNotFound(f"Service not found: {wanted.service} in workspace {place}")
+
+    def _matching(self, workspace: str, wanted: ServiceQuery) -> list[Service]:
+        place = self._registry.workspaces.get(workspace)
+        if place is None:
+            return []
+        return [
+            service
+            for service in place.services()
+            if service.id == wanted.service and wanted.client in {None, service.client}
+        ]
+
+    def _legacy_reading(self, call: ServerCall, wanted: ServiceQuery) -> Service:
+        """``ws/x``: x is a client to legacy callers; when there is none, read x as a service, as modern ones do."""
+        if wanted.service == "default" and wanted.workspace is not None:
+            same = self._matching(wanted.workspace, ServiceQuery(None, None, wanted.client or ""))
+            permitted = self._registry.callable_by(call.principal, call.workspace.name, same)
+            if permitted:
+                return permitted[0]
+        raise ClientNotFound(f"Client not found: {wanted.client}")
+
+    async def list_services(self, call: ServerCall, query: Any = None) -> list[dict[str, Any]]:
+        """Services as ``protocol.md`` 5.6 says: of the workspace, of all for ``"public"``, or those that match."""
+        if isinstance(query, str):
+            query = None if query == "public" else {"workspace": query}
+            services = self._registry.public_services() if query is None else self._services_in(call, query)
+            return [_summary(service) for service in self._listable(call, services)]
+        if query is not None and not isinstance(query, dict):
+            raise InvalidArgument("list_services takes a workspace name, 'public' or a map of what to match")
+        filters = dict(query or {})
+        found = [_summary(service) for service in self._listable(call, self._services_in(call, filters))]
+        filters.pop("workspace", None)
+        return [entry for entry in found if all(entry.get(key) == value for key, value in filters.items())]
+
+    def _services_in(self, call: ServerCall, filters: dict[str, Any]) -> Iterable[Service]:
+        name = filters.get("workspace") or call.workspace.name
+        if name == "*":
+            own = list(call.workspace.services())
+            return own + [item for item in self._registry.public_services() if item.workspace != call.workspace.name]
+        workspace = self._registry.workspaces.get(name) if isinstance(name, str) else None
+        return workspace.services() if workspace is not None else ()
+
+    def _listable(self, call: ServerCall, services: Iterable[Service]) -> list[Service]:
+        return self._registry.listable_by(call.principal, call.workspace.name, services)
+
+    # --- workspaces and tokens --------------------------------------------------------------------------------
+
+    async def generate_token(self, call: ServerCall, config: dict[str, Any] | None = None) -> str:
+        """A token for the workspaces in ``config["scopes"]``, never wider or longer than the caller's own rights."""
+        config = config or {}
+        if not isinstance(config, dict):
+            raise InvalidArgument("generate_token takes a map")
+        grants = self._grants(call, config)
+        principal = Principal(
+            id=new_user_id(),
+            is_anonymous=call.principal.is_anonymous,
+            email=_own_email(call.principal, config.get("email")),
+            parent=call.principal.parent or call.principal.id,
+            grants=grants,
+            home=config.get("workspace") if config.get("workspace") in grants else None,
+        )
+        life = self._broker.token_life(call.principal, config.get("expires_in"))
+        return legacy_form(principal.id, self._broker.tokens.issue(principal, expires_in=life))
+
+    def _grants(self, call: ServerCall, config: dict[str, Any]) -> dict[str, Level]:
+        scopes = config.get("scopes") or [config.get("workspace") or call.workspace.name]
+        if not isinstance(scopes, list) or not all(isinstance(name, str) for name in scopes):
+            raise InvalidArgument("Scopes must be empty or contains a list of workspace names.")
+        asked = config.get("permission")
+        wanted = Level.parse(asked) if isinstance(asked, str) else None
+        if asked is not None and wanted is None:
+            raise InvalidArgument("permission must be read, read_write or admin")
+        return {name: self._grant(call.principal, name, wanted) for name in scopes}
+
+    def _grant(self, principal: Principal, name: str, wanted: Level | None) -> Level:
+        workspace = self._registry.workspaces.get(name)
+        own = level_in(principal, workspace) if workspace is not None else Level.NONE
+        level = min(own, Level.READ_WRITE) if wanted is None else wanted
+        if own is Level.NONE or level > own:
+            raise PermissionDenied(f"User has no permission to workspace: {name}")
+        return level
+
+    async def create_workspace(
+        self, call: ServerCall, config: dict[str, Any], overwrite: bool = False
+    ) -> dict[str, Any]:
+        """Create a workspace that the caller owns; a persistent one only for users with an account."""
+        if not isinstance(config, dict):
+            raise InvalidArgument("create_workspace takes a map with a 'name'")
+        name = config.get("name") or config.get("id")
+        if config.get("persistent") and call.principal.is_anonymous:
+            raise PermissionDenied("Only registered user can create persistent workspace.")
+        settings = _workspace_settings({key: value for key, value in config.items() if key not in {"name", "id"}})
+        existing = self._registry.workspaces.get(name) if isinstance(name, str) else None
+        if existing is None:
+            self._require_room(call.principal)
+            existing = self._registry.create_workspace(name, persistent=bool(config.get("persistent")))
+            existing.idle_since = self._broker.now()
+        elif not overwrite or level_in(call.principal, existing) is not Level.ADMIN:
+            raise Conflict(f"Workspace {name} already exists.")
+        _apply(existing, settings)
+        caller = call.principal.email or call.principal.id
+        if caller not in existing.owners:
+            existing.owners.append(caller)
+        return existing.describe()
+
+    def _require_room(self, principal: Principal) -> None:
+        limit = self._registry.limits.workspaces_per_principal
+        owner = principal.email or principal.id
+        owned = sum(1 for workspace in self._registry.workspaces.values() if owner in workspace.owners)
+        if owned >= limit:
+            raise LimitExceeded(f"workspaces_per_principal = {limit} workspaces are yours already")
+
+    async def get_workspace_info(self, call: ServerCall, workspace: str | None = None) -> dict[str, Any]:
+        """The WorkspaceInfo of the workspace, or of another that the caller may see."""
+        if workspace is None or workspace == call.workspace.name:
+            return call.workspace.describe()
+        other = self._registry.workspaces.get(workspace)
+        if other is None or level_in(call.principal, other) is Level.NONE:
+            raise PermissionDenied(f"Permission denied for workspace {workspace}.")
+        return other.describe()
+
+    async def set_workspace_info(self, call: ServerCall, config: dict[str, Any]) -> None:
+        """Change the WorkspaceInfo of the workspace."""
+        if not isinstance(config, dict):
+            raise InvalidArgument("set takes a map")
+        if config.get("name", call.workspace.name) != call.workspace.name:
+            raise PermissionDenied("Changing workspace name is not allowed.")
+        if config.get("persistent") and call.principal.is_anonymous:
+            raise PermissionDenied("Only registered user can have a persistent workspace.")
+        _apply(call.workspace, _workspace_settings({key: value for key, value in config.items() if key != "name"}))
+
+
+# --- helpers --------------------------------------------------------------------------------------------------
+
+
+def _names(run: Run) -> tuple[str, ...]:
+    name = run.__name__
+    return (name,) if camel(name) == name else (name, camel(name))
+
+
+def _own_workspace(call: ServerCall) -> PeerSession:
+    if call.workspace.name != call.sender.address.workspace:
+        raise PermissionDenied("services are registered in the workspace that the client is connected to")
+    return call.sender
+
+
+def _prepare(service: dict[str, Any], workspace: str) -> dict[str, Any]:
+    """The service as it goes back to its client: absolute targets, and ``private`` as the word that clients accept."""
+    prepared: dict[str, Any] = values.absolute_targets(service, workspace)
+    config = prepared.get("config")
+    if config is None:
+        config = prepared["config"] = {}
+    if not isinstance(config, dict):
+        raise InvalidArgument("the service's config must be a map")
+    config["workspace"] = workspace
+    if config.get("visibility") == "private":
+        config["visibility"] = "protected"
+    return prepared
+
+
+def _registrations(session: PeerSession) -> list[Registration]:
+    return [Registration(s.id, s.name, s.type, s.config, s.description) for s in session.services.values()]
+
+
+def _parse_query(query: Any) -> tuple[ServiceQuery, str]:
+    """Read a legacy query: text, or a map in which unknown keys are ignored (``protocol.md`` 5.5)."""
+    if isinstance(query, str):
+        return _parse_text(query), query
+    if not isinstance(query, dict):
+        raise InvalidArgument("get_service takes a service id or a map with 'id'")
+    text = query.get("service_id") or query.get("id") or "default"
+    if not isinstance(text, str):
+        raise InvalidArgument("the service id must be text")
+    wanted = _parse_text(text)
+    for key, present in (("workspace", wanted.workspace), ("client_id", wanted.client)):
+        value = query.get(key)
+        if isinstance(value, str) and value != "*" and present is None:
+            wanted = wanted._replace(**{"workspace" if key == "workspace" else "client": value})
+    return wanted, text
+
+
+def _parse_text(text: str) -> ServiceQuery:
+    wanted = parse_service_id(text)
+    if "/" in text and ":" not in text:  # legacy: ws/client means its default service
+        return ServiceQuery(wanted.workspace, wanted.service, "default")
+    return wanted
+
+
+def _summary(service: Service) -> dict[str, Any]:
+    """A service in a list (``protocol.md`` 5.6)."""
+    summary: dict[str, Any] = {
+        "id": service.full_id,
+        "name": service.name,
+        "type": service.type,
+        "config": {
+            "require_context": False,
+            "flags": [],
+            **service.config,
+            "visibility": service.visibility,
+            "workspace": service.workspace,
+        },
+    }
+    if service.description is not None:
+        summary["description"] = service.description
+    return summary
+
+
+_LISTS = ("owners", "allow_list", "deny_list")
+_WORKSPACE_KEYS = frozenset({*_LISTS, "persistent", "visibility", "description"})
+#: Keys of WorkspaceInfo that users of the original pass and that mean nothing here.
+_IGNORED_KEYS = frozenset(
+    {"read_only", "icon", "covers", "docs", "applications", "interfaces", "config", "environments"}
+)
+
+
+def _workspace_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Check settings of a workspace. Raises :class:`InvalidKey` or :class:`InvalidArgument`."""
+    settings = {key: value for key, value in config.items() if key not in _IGNORED_KEYS and value is not None}
+    for key, value in settings.items():
+        if key not in _WORKSPACE_KEYS:
+            raise InvalidKey(f"Invalid key: {str(key)[:100]}")
+        if key in _LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+            raise InvalidArgument(f"{key} must be a list of texts")
+    if settings.get("visibility", "protected") not in {"public", "protected"}:
+        raise InvalidArgument("visibility of a workspace must be public or protected")
+    if not isinstance(settings.get("description", ""), str):
+        raise InvalidArgument("description must be text")
+    return settings
+
+
+def _apply(workspace: Workspace, settings: dict[str, Any]) -> None:
+    for key in _LISTS:
+        if key in settings:
+            setattr(workspace, key, list(settings[key]))
+    workspace.persistent = bool(settings.get("persistent", workspace.persistent))
+    workspace.visibility = settings.get("visibility", workspace.visibility)
+    workspace.description = settings.get("description", workspace.description)
+
+
+def _own_email(principal: Principal, asked: Any) -> str | None:
+    if asked is None or asked == principal.email:
+        return principal.email
+    raise PermissionDenied("a token cannot carry another e-mail address than its issuer's")

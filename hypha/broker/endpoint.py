@@ -1,0 +1,362 @@
+"""The server's own session: answers calls to its services, and makes calls of its own.
+
+It is addressed as ``<any workspace>/workspace-manager``, as ``*/<server id>``, and, by answers to HTTP requests, as
+``<workspace>/http`` (``protocol.md`` 2.4, ``decisions.md`` 22). Functions are found by exact path in one table; no
+attribute of anything is ever looked up by a peer's text.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from hypha.broker.access import ROOT, Action, Principal, may
+from hypha.broker.inflight import begin_call, end_call, settle
+from hypha.broker.outbox import DirtyOutboxes, flush_dirty
+from hypha.broker.registry import Registry, Workspace
+from hypha.broker.session import PeerSession, Session, gone_text, header_bounds, server_stamp
+from hypha.config import Limits
+from hypha.errors import (
+    CallTimeout,
+    HyphaError,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    PeerGone,
+    PermissionDenied,
+    ProtocolViolation,
+    RemoteError,
+    internal_error,
+)
+from hypha.wire import calls, values
+from hypha.wire.address import LEGACY_SERVER_CLIENT, Address
+from hypha.wire.calls import CallBody, CallTable, Promise
+from hypha.wire.chunks import CACHE_PREFIX, slices
+from hypha.wire.dialect import MODERN
+from hypha.wire.frame import Fields, Frame, parse_frame
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_HEADROOM = 1024  # bytes; clients switch to parts at the same size (``protocol.md`` 2.6)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCall:
+    """A call of one of the server's functions, as the function sees it."""
+
+    sender: PeerSession
+    to: Address
+    workspace: Workspace
+    principal: Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One function that peers may call. *needs* is what the caller must be allowed to do in the workspace."""
+
+    run: Callable[..., Awaitable[Any]]
+    needs: Action | None
+    signature: inspect.Signature
+
+    @classmethod
+    def of(cls, run: Callable[..., Awaitable[Any]], needs: Action | None = None) -> Function:
+        """Wrap a coroutine function whose first parameter is the :class:`ServerCall`."""
+        return cls(run, needs, inspect.signature(run))
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A function that has not answered yet; the sweeper keeps its caller waiting."""
+
+    sender: PeerSession
+    to: Address
+    session_id: str
+    promise: Promise
+    next_beat: float
+
+
+class ServerSession(Session):
+    """The one server-side peer of a broker.
+
+    *functions* maps the whole path of a method (``services.default.echo``) to what runs it.
+    """
+
+    def __init__(self, server_id: str, registry: Registry, limits: Limits, dirty: DirtyOutboxes) -> None:
+        super().__init__(Address("*", server_id), ROOT, MODERN, 0, limits)
+        self.functions: dict[str, Function] = {}
+        self._registry = registry
+        self._dirty = dirty
+        self._table = CallTable()
+        self._running: set[_Running] = set()
+
+    # --- being called -----------------------------------------------------------------------------------------
+
+    def deliver(self, sender: Session, frame: Frame, to: Address) -> bool:
+        assert isinstance(sender, PeerSession)
+        if frame.type == "method" and frame.method is not None:
+            if frame.method.startswith("services."):
+                self._start(sender, frame, to)
+            else:
+                self._session_method(sender, frame, to, frame.method)
+        return True
+
+    def redirected(self, sender: PeerSession, frame: Frame, target: PeerSession, substitute: str) -> None:
+        """Answer *frame* in the place of *target*, with a function that its dialect pair names."""
+        self._start(sender, frame, target.address, substitute)
+
+    def _start(self, sender: PeerSession, frame: Frame, to: Address, substitute: str | None = None) -> None:
+        limit = self.limits.server_calls_per_peer
+        if sender.server_calls >= limit:
+            text = LimitExceeded(f"server_calls_per_peer = {limit} calls are running; wait for one").remote_text()
+            if frame.wants_answer and frame.session is not None:
+                sender.tell(calls.rejection(sender.name, frame.session, text), to)
+            return
+        sender.server_calls += 1
+        sender.transport.start_soon(self._serve, sender, frame, to, substitute)
+
+    async def _serve(self, sender: PeerSession, frame: Frame, to: Address, substitute: str | None) -> None:
+        """One call, in the nursery of the caller's connection: ends with the call or with the connection."""
+        try:
+            body = calls.parse_call(frame.body, frame.session)
+            await self._run(sender, frame, to, body, substitute or frame.method or "")
+        except HyphaError as exc:
+            logger.info("call from %s cannot be answered: %s", sender.name, exc)
+        finally:
+            sender.server_calls -= 1
+            flush_dirty(self._dirty)
+
+    async def _run(self, sender: PeerSession, frame: Frame, to: Address, body: CallBody, path: str) -> None:
+        promise, running = body.promise, None
+        if promise is not None and promise.heartbeat is not None and promise.interval is not None:
+            first = trio.current_time() + 0.8 * promise.interval
+            running = _Running(sender, to, frame.session or "", promise, first)
+            self._running.add(running)
+        try:
+            method, value = await self._outcome(sender, to, body, path)
+            if promise is not None:
+                name = promise.resolve if method == "resolve" else promise.reject
+                session_id = frame.session or name.rpartition(".")[0]
+                message = calls.answer(sender.name, name, session_id, value)
+                await self._send(sender, server_stamp(to, sender.address.workspace), message, to, session_id)
+        finally:
+            if running is not None:
+                self._running.discard(running)
+
+    async def _outcome(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> tuple[str, Any]:
+        try:
+            return "resolve", await self._call_function(sender, to, body, path)
+        except HyphaError as exc:
+            return "reject", values.error(exc.remote_text())
+        except Exception as exc:  # noqa: BLE001  the call boundary: a fault of ours must not end the connection
+            return "reject", values.error(internal_error(exc).remote_text())
+
+    async def _call_function(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> Any:
+        function = self.functions.get(path)
+        if function is None:
+            raise NotFound(f"Method not found: {to}:{path[:200]}")
+        home = sender.address.workspace if to.client != LEGACY_SERVER_CLIENT else to.workspace
+        workspace = self._registry.workspaces.get(home)
+        if workspace is None:
+            raise PermissionDenied(f"Permission denied for workspace {home}.")
+        if function.needs is not None and not may(sender.principal, function.needs, workspace).allowed:
+            raise PermissionDenied(f"Permission denied for workspace {home}.")
+        call = ServerCall(sender, to, workspace, sender.principal)
+        try:
+            bound = function.signature.bind(call, *body.args, **body.kwargs)
+        except TypeError as exc:
+            raise InvalidArgument(f"{path.rpartition('.')[2]}: {exc}") from exc
+        return await function.run(*bound.args, **bound.kwargs)
+
+    def sweep(self, now: float) -> None:
+        """Send the heartbeats that are due (``protocol.md`` 4.6). *now* is trio time."""
+        for running in self._running:
+            if running.next_beat <= now:
+                assert running.promise.interval is not None
+                running.next_beat = now + running.promise.interval
+                beat = calls.heartbeat(running.sender.name, running.promise, running.session_id)
+                running.sender.tell(beat, running.to)
+
+    # --- answers to calls of our own --------------------------------------------------------------------------
+
+    def _session_method(self, sender: PeerSession, frame: Frame, to: Address, method: str) -> None:
+        """A result, an error or a heartbeat. What nobody waits for is refused, so that an imjoy-rpc provider
+        whose heartbeat it is stops the function (``decisions.md`` 21)."""
+        try:
+            known = self._table.receive(sender.name, str(to), method, frame.body)
+            promise = calls.parse_call(frame.body, frame.session).promise if frame.wants_answer else None
+        except HyphaError as exc:
+            logger.info("unreadable answer from %s: %s", sender.name, exc)
+            return
+        if promise is None or frame.session is None:
+            return
+        if known:
+            sender.tell(calls.answer(sender.name, promise.resolve, frame.session, None), to)
+        else:
+            text = NotFound(f"Method not found: {to}:{method[:200]}, the call is over").remote_text()
+            sender.tell(calls.answer(sender.name, promise.reject, frame.session, values.error(text)), to)
+
+    def peer_gone(self, session_id: str, address: Address) -> None:
+        entry = self._table.pending.get(session_id)
+        if entry is not None:
+            self._table.close(entry)
+            entry.settle(False, PeerGone(gone_text(address)))
+
+    def keep_alive(self, call: ServerCall, key: str, heartbeat: object) -> None:
+        """A part of a result arrived: the call that it answers goes on."""
+        entry = self._table.pending.get(key) if heartbeat else None
+        if entry is not None and entry.target == call.sender.name:
+            entry.alive()
+
+    # --- calling ----------------------------------------------------------------------------------------------
+
+    def address_for(self, provider: PeerSession) -> Address:
+        """The address as which the server calls a provider: each dialect trusts another (``protocol.md`` 5.5)."""
+        if provider.dialect.legacy_manager:
+            return Address(provider.address.workspace, LEGACY_SERVER_CLIENT)
+        return self.address
+
+    async def call(
+        self,
+        target: PeerSession,
+        method: str,
+        args: list[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        source: Address | None = None,
+        stamp: Fields | None = None,
+        patience: float | None = None,
+    ) -> Any:
+        """Call *method* at *target* and return its value as it travels.
+
+        *source* and *stamp* say as whom (default: the server). *patience*: seconds without result or heartbeat.
+        Raises :class:`PeerGone`, :class:`CallTimeout`, or :class:`RemoteError` with the function's own text.
+        Cancelling it forgets the call; a late answer is refused.
+        """
+        source = source or self.address_for(target)
+        stamp = stamp or server_stamp(source, target.address.workspace)
+        longest_silence = patience or self.limits.call_seconds
+        outcome: list[tuple[bool, Any]] = []
+        settled = trio.Event()
+        scope = trio.CancelScope(deadline=trio.current_time() + longest_silence)
+
+        def settle_call(succeeded: bool, value: Any) -> None:
+            outcome.append((succeeded, value))
+            settled.set()
+
+        def alive() -> None:
+            scope.deadline = trio.current_time() + longest_silence
+
+        entry = self._table.open(str(source), target.name, settle_call, alive)
+        begin_call(self, entry.session, target, target.address)
+        try:
+            message = calls.call(target.name, method, entry.session, str(source), args, dict(kwargs or {}))
+            with scope:
+                await self._send(target, stamp, message, source, None)
+                await settled.wait()
+        finally:
+            self._table.close(entry)
+            end_call(self, entry.session)
+        if not outcome:
+            raise CallTimeout(f"{target.name} gave neither a result nor a heartbeat for {longest_silence:g} s")
+        return _value(*outcome[0])
+
+    async def _send(
+        self, target: PeerSession, stamp: Fields, message: calls.Message, source: Address, session_id: str | None
+    ) -> None:
+        """Send a message in one piece, or in parts when its receiver could not take it (``protocol.md`` 2.6).
+
+        *session_id* is the caller's session when the message is a result: the parts then keep it alive.
+        """
+        header, body = message.encode(stamp)
+        part_size = target.dialect.chunk_bytes
+        if len(header) + len(body) <= part_size + _CHUNK_HEADROOM or _is_chunk_call(message):
+            await self._put(target, header, body)
+            return
+        key, keeps_alive = session_id or secrets.token_urlsafe(12), session_id is not None
+
+        async def cache(operation: str, *args: Any) -> None:
+            # All arguments by position: a JavaScript receiver appends the context after them (protocol.md 11.9).
+            await self.call(target, CACHE_PREFIX + operation, [key, *args, keeps_alive], source=source, stamp=stamp)
+
+        await cache("create")
+        for part in slices(header + body, part_size):
+            await cache("append", part)
+        await cache("process")
+
+    async def _put(self, target: PeerSession, header: bytes, body: bytes) -> None:
+        while not target.outbox.put(header, body):
+            if not target.open:
+                raise PeerGone(gone_text(target.address))
+            await target.outbox.wait_room()
+        target.outbox.flush()
+
+
+def _is_chunk_call(message: calls.Message) -> bool:
+    return str(message.fields["method"]).startswith(CACHE_PREFIX)
+
+
+def _value(succeeded: bool, value: Any) -> Any:
+    if succeeded:
+        return value
+    if isinstance(value, HyphaError):
+        raise value
+    raise RemoteError(values.error_text(value))
+
+
+# --- messages in parts, the server being the receiver ---------------------------------------------------------
+
+
+def chunk_functions(server: ServerSession) -> dict[str, Function]:
+    """The five functions of the server's message cache (``protocol.md`` 2.7)."""
+
+    async def create(call: ServerCall, key: str, heartbeat: bool = False, overwrite: bool = False) -> None:
+        if len(call.sender.chunks.messages) >= server.limits.chunked_messages_per_peer:
+            raise LimitExceeded(f"chunked_messages_per_peer = {server.limits.chunked_messages_per_peer} reached")
+        call.sender.chunks.create(_text(key), overwrite=bool(overwrite))
+        server.keep_alive(call, key, heartbeat)
+
+    async def append(call: ServerCall, key: str, data: bytes, heartbeat: bool = False) -> None:
+        call.sender.chunks.append(_text(key), _data(data))
+        server.keep_alive(call, key, heartbeat)
+
+    async def set_part(call: ServerCall, key: str, index: int, data: bytes, heartbeat: bool = False) -> None:
+        if not isinstance(index, int) or not 0 <= index < 1_000_000:
+            raise InvalidArgument("index must be a whole number")
+        call.sender.chunks.set(_text(key), index, _data(data))
+        server.keep_alive(call, key, heartbeat)
+
+    async def process(call: ServerCall, key: str, heartbeat: bool = False) -> None:
+        frame = parse_frame(call.sender.chunks.take(_text(key)), header_bounds(server.limits))
+        if frame.method is not None and frame.method.startswith(CACHE_PREFIX):
+            raise ProtocolViolation("a message in parts cannot itself be a part")
+        settle(call.sender, server, frame)
+        server.deliver(call.sender, frame, call.to)
+
+    async def remove(call: ServerCall, key: str) -> None:
+        call.sender.chunks.remove(_text(key))
+
+    return {
+        CACHE_PREFIX + "create": Function.of(create),
+        CACHE_PREFIX + "append": Function.of(append),
+        CACHE_PREFIX + "set": Function.of(set_part),
+        CACHE_PREFIX + "process": Function.of(process),
+        CACHE_PREFIX + "remove": Function.of(remove),
+    }
+
+
+def _text(key: object) -> str:
+    if not isinstance(key, str):
+        raise InvalidArgument("key must be text")
+    return key
+
+
+def _data(data: object) -> bytes:
+    if not isinstance(data, bytes):
+        raise InvalidArgument("data must be bytes")
+    return data

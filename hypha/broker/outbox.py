@@ -1,0 +1,164 @@
+"""The queue of bytes towards one peer, and the socket that it is written to."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import trio
+
+from hypha.wire.frame import Buffer
+
+
+class Transport(Protocol):
+    """The socket that serves a session now (``decisions.md`` 5)."""
+
+    def frame(self, size: int) -> bytes:
+        """What goes in front of a binary message of *size* bytes."""
+
+    def write_now(self, buffers: Sequence[Buffer]) -> int:
+        """Write without waiting; return how many bytes were taken (0 where that is impossible)."""
+
+    async def send_all(self, data: Buffer) -> None:
+        """Write all of *data*. Raises trio.BrokenResourceError or trio.ClosedResourceError."""
+
+    def start_soon(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run *task* in the connection's nursery: the writer of a full socket, a call of the server's services."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to end the connection with a websocket close *code*; return at once."""
+
+
+class Outbox:
+    """The queue of bytes towards one peer, bounded; one writer at a time drains it.
+
+    A frame enters when it fits into *limit* or when the queue is empty. The server's own control frames may use
+    *reserve* bytes more and never wait. :meth:`flush` writes what the socket takes at once; only when it is full
+    does a writer task in the peer's connection nursery take over.
+    """
+
+    __slots__ = (
+        "_dirty",
+        "_limit",
+        "_parts",
+        "_reserve",
+        "_room",
+        "_transport",
+        "_writing",
+        "missed",
+        "pending",
+        "stalled_since",
+    )
+
+    def __init__(self, transport: Transport, limit: int, reserve: int, dirty: DirtyOutboxes) -> None:
+        self._transport = transport
+        self._dirty = dirty
+        self._limit = limit
+        self._reserve = reserve
+        self._parts: deque[Buffer] = deque()
+        self._room = trio.Event()
+        self._writing = False
+        self.pending = 0
+        self.missed = 0
+        #: trio time since which data waits without the peer taking a byte, None when nothing waits.
+        self.stalled_since: float | None = None
+
+    def fits(self, size: int) -> bool:
+        """Whether a message of *size* bytes would find room; one message always enters an empty queue."""
+        return self.pending + size <= self._limit or (not self.pending and self._limit >= 0)
+
+    def put(self, *parts: Buffer) -> bool:
+        """Queue one message made of *parts*. False when there is no room."""
+        size = sum(map(len, parts))
+        if not self.fits(size):
+            return False
+        self._enter(size, parts)
+        return True
+
+    def put_control(self, *parts: Buffer) -> bool:
+        """Queue a message of the server's own. False, and counted as missed, when even the reserve is full."""
+        size = sum(map(len, parts))
+        if not self.fits(size - self._reserve):
+            self.missed += 1
+            return False
+        self._enter(size, parts)
+        return True
+
+    def put_raw(self, data: bytes) -> None:
+        """Queue bytes that are framed already: pongs and pings, which are short and bounded by their senders."""
+        if self.pending + len(data) <= self._limit + self._reserve:
+            self._parts.append(data)
+            self.pending += len(data)
+            self._dirty[self] = None
+
+    def _enter(self, size: int, parts: Sequence[Buffer]) -> None:
+        head = self._transport.frame(size)
+        self._parts.append(head)
+        self._parts.extend(parts)
+        self.pending += len(head) + size
+        self._dirty[self] = None
+
+    def flush(self) -> None:
+        """Write what the socket takes now; hand the rest to the writer task."""
+        if self._writing or not self._parts:
+            return
+        self._took(self._transport.write_now(self._parts))
+        if self._parts:
+            self._writing = True
+            self.stalled_since = trio.current_time()
+            self._transport.start_soon(self._drain)
+
+    def _took(self, count: int) -> None:
+        if not count or self._limit < 0:
+            return
+        self.pending -= count
+        parts = self._parts
+        while parts and count >= len(parts[0]):
+            count -= len(parts.popleft())
+        if count:
+            parts[0] = memoryview(parts[0])[count:]
+        self._room.set()
+        self._room = trio.Event()
+
+    async def _drain(self) -> None:
+        """The writer: sends until the queue is empty. A broken socket ends it; the reader finds the same."""
+        try:
+            while self._parts:
+                part = memoryview(self._parts[0])[:65536]  # one stall clock for each 64 KiB
+                await self._transport.send_all(part)
+                self._took(len(part))
+                self.stalled_since = trio.current_time()
+            self.stalled_since = None
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._transport.close(1006, "the socket broke while writing")
+        finally:
+            self._writing = False
+            self._room.set()
+            self._room = trio.Event()
+
+    async def wait_room(self) -> None:
+        """Wait until the peer has taken something, or is gone. Cancel it freely."""
+        self.flush()
+        if self._writing:
+            await self._room.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Drop what waits and wake who waits for room; nothing is taken any more."""
+        self._parts.clear()
+        self.pending = 0
+        self._limit = self._reserve = -1
+        self._room.set()
+
+
+#: The outboxes that were put into since the last flush, in order. One per broker: whoever puts without flushing
+#: calls :func:`flush_dirty` before it waits for anything.
+DirtyOutboxes = dict[Outbox, None]
+
+
+def flush_dirty(dirty: DirtyOutboxes) -> None:
+    """Flush each touched outbox once: one gathering write per target, whatever the number of frames."""
+    while dirty:
+        dirty.popitem()[0].flush()

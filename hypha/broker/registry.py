@@ -1,0 +1,271 @@
+"""Workspaces, the sessions in them and their services, by name. Typed memory, one source of truth."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypha.broker.access import Action, Principal, may
+from hypha.broker.session import PeerSession, Service
+from hypha.config import RESERVED_NAMES, Limits
+from hypha.errors import Conflict, InvalidArgument, LimitExceeded
+from hypha.wire.address import PUBLIC_WORKSPACE, Address, check_name
+
+_WORKSPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~|-]*")
+
+
+@dataclass(slots=True, eq=False)
+class Workspace:
+    """A realm: its members' clients call each other freely, everybody else needs a grant. Data, not a task.
+
+    *members*: the clients connected now, by client id. *parked*: those that were lost and may come back.
+    """
+
+    name: str
+    owners: list[str] = field(default_factory=list)
+    allow_list: list[str] = field(default_factory=list)
+    deny_list: list[str] = field(default_factory=list)
+    visibility: str = "protected"
+    description: str | None = None
+    persistent: bool = False
+    members: dict[str, PeerSession] = field(default_factory=dict)
+    parked: dict[str, Parked] = field(default_factory=dict)
+    #: trio time since which nobody is connected and nobody may come back; None while somebody is.
+    idle_since: float | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """The WorkspaceInfo map (``protocol.md`` 5.2)."""
+        return {
+            "name": self.name,
+            "id": self.name,
+            "description": self.description,
+            "persistent": self.persistent,
+            "owners": list(self.owners),
+            "allow_list": list(self.allow_list),
+            "deny_list": list(self.deny_list),
+            "visibility": self.visibility,
+            "read_only": False,
+        }
+
+    def services(self) -> Iterator[Service]:
+        """Every service of the clients connected now."""
+        return itertools.chain.from_iterable(member.services.values() for member in self.members.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a client says of one of its services."""
+
+    id: str
+    name: str
+    type: str
+    config: dict[str, Any]
+    description: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A suspended session: registrations as data, for as long as it may come back (``decisions.md`` 12)."""
+
+    identity: str
+    principal_id: str
+    registrations: tuple[Registration, ...]
+    since: float
+    until: float
+
+
+class Registry:
+    """All workspaces of one server. *reserved* are further names that no workspace may take (static mounts)."""
+
+    def __init__(self, limits: Limits, reserved: Iterable[str] = ()) -> None:
+        self.limits = limits
+        self.workspaces: dict[str, Workspace] = {}
+        self._reserved = RESERVED_NAMES | frozenset(reserved)
+        self._by_service_id: dict[str, dict[Service, None]] = {}
+        self._order = itertools.count()
+        self.workspaces[PUBLIC_WORKSPACE] = Workspace(PUBLIC_WORKSPACE, visibility="public", persistent=True)
+
+    # --- workspaces -------------------------------------------------------------------------------------------
+
+    def create_workspace(self, name: object, *, owners: Iterable[str] = (), persistent: bool = False) -> Workspace:
+        """Add a workspace. Raises :class:`Conflict` when it exists, :class:`InvalidArgument` for a bad name."""
+        checked = check_name("workspace name", name)
+        if not _WORKSPACE_NAME.fullmatch(checked):
+            raise InvalidArgument(f"workspace name {checked!r} may hold only letters, digits and . _ ~ | -")
+        if checked in self._reserved:
+            raise Conflict(f"workspace name {checked!r} is reserved; choose another")
+        if checked in self.workspaces:
+            raise Conflict(f"Workspace {checked} already exists.")
+        workspace = self.workspaces[checked] = Workspace(checked, owners=list(owners), persistent=persistent)
+        return workspace
+
+    def is_free(self, name: str) -> bool:
+        """Whether nobody has *name* and it is not reserved."""
+        return name not in self.workspaces and name not in self._reserved
+
+    def drop_if_unused(self, workspace: Workspace) -> None:
+        """Remove a workspace that nobody is in, nobody may return to and nobody asked to keep."""
+        if not (workspace.members or workspace.parked or workspace.persistent):
+            self.workspaces.pop(workspace.name, None)
+
+    # --- sessions ---------------------------------------------------------------------------------------------
+
+    def find(self, address: Address) -> PeerSession | None:
+        """The client connected at *address* now."""
+        workspace = self.workspaces.get(address.workspace)
+        return workspace.members.get(address.client) if workspace is not None else None
+
+    def add(self, session: PeerSession) -> None:
+        """Enter a session into its workspace, which must exist and have no other under its id."""
+        workspace = self.workspaces[session.address.workspace]
+        if session.address.client in workspace.members:
+            raise Conflict(f"client id {session.address.client!r} is connected already")
+        if len(workspace.members) >= self.limits.sessions_per_workspace:
+            raise LimitExceeded(f"sessions_per_workspace = {self.limits.sessions_per_workspace} are connected already")
+        workspace.members[session.address.client] = session
+        workspace.idle_since = None
+
+    def remove(self, session: PeerSession) -> None:
+        """Take a session and its services out. Does nothing when another generation has its place."""
+        for service in session.services.values():
+            self._unlist(service)
+        session.services.clear()
+        workspace = self.workspaces.get(session.address.workspace)
+        if workspace is not None and workspace.members.get(session.address.client) is session:
+            del workspace.members[session.address.client]
+
+    def sessions(self) -> Iterator[PeerSession]:
+        """Every client connected now."""
+        return itertools.chain.from_iterable(workspace.members.values() for workspace in self.workspaces.values())
+
+    # --- services ---------------------------------------------------------------------------------------------
+
+    def announce(self, session: PeerSession, registrations: Iterable[Registration]) -> None:
+        """Replace the services of *session* by *registrations* in one step; kept ones keep their age."""
+        entries = {entry.id: entry for entry in registrations}
+        if len(entries) > self.limits.services_per_session:
+            raise LimitExceeded(f"more than services_per_session = {self.limits.services_per_session} services")
+        before = session.services
+        for service in before.values():
+            self._unlist(service)
+        session.services = {name: self._service(session, entry, before.get(name)) for name, entry in entries.items()}
+        for service in session.services.values():
+            self._by_service_id.setdefault(service.id, {})[service] = None
+
+    def _service(self, session: PeerSession, entry: Registration, before: Service | None) -> Service:
+        return Service(
+            workspace=session.address.workspace,
+            client=session.address.client,
+            id=entry.id,
+            name=entry.name,
+            type=entry.type,
+            config={**entry.config, "workspace": session.address.workspace},
+            description=entry.description,
+            since=next(self._order) if before is None else before.since,
+            session=session,
+        )
+
+    def _unlist(self, service: Service) -> None:
+        same_id = self._by_service_id.get(service.id)
+        if same_id is not None:
+            same_id.pop(service, None)
+            if not same_id:
+                del self._by_service_id[service.id]
+
+    def named(self, service_id: str) -> Iterable[Service]:
+        """Every service with that id, whoever offers it."""
+        return self._by_service_id.get(service_id, {})
+
+    def callable_by(self, principal: Principal, caller_workspace: str, services: Iterable[Service]) -> list[Service]:
+        """Those of *services* that *principal*, connected in *caller_workspace*, may call; the oldest first."""
+        return self._permitted(principal, Action.CALL_SERVICE, caller_workspace, services)
+
+    def listable_by(self, principal: Principal, caller_workspace: str, services: Iterable[Service]) -> list[Service]:
+        """Those of *services* that may be listed; the oldest first."""
+        return self._permitted(principal, Action.LIST_SERVICE, caller_workspace, services)
+
+    def _permitted(
+        self, principal: Principal, action: Action, caller_workspace: str, services: Iterable[Service]
+    ) -> list[Service]:
+        found = [
+            service
+            for service in services
+            if may(
+                principal,
+                action,
+                self.workspaces[service.workspace],
+                service,
+                caller_workspace=caller_workspace,
+            ).allowed
+        ]
+        return sorted(found, key=lambda service: service.since)
+
+    def resolve_name(self, service_id: str, principal: Principal, workspace: str) -> Service | None:
+        """A service by its bare name (A28): own workspace, then ``public``, then everybody's, the oldest first.
+
+        The oldest continuous owner of a name keeps it: a later stranger with the same id never shadows it.
+        """
+        found = self.callable_by(principal, workspace, self.named(service_id))
+        for home in (workspace, PUBLIC_WORKSPACE):
+            for service in found:
+                if service.workspace == home:
+                    return service
+        # Unlisted services are for those who know where they are.
+        return next((service for service in found if service.visibility == "public"), None)
+
+    def public_services(self) -> Iterator[Service]:
+        """Every public service of every workspace."""
+        for same_id in self._by_service_id.values():
+            for service in same_id:
+                if service.visibility == "public":
+                    yield service
+
+    def near_names(self, service_id: str, principal: Principal, workspace: str) -> list[str]:
+        """Up to three names like *service_id* among those that the asker may list."""
+        known = self.listable_by(principal, workspace, self.public_services())
+        own = self.workspaces.get(workspace)
+        if own is not None:
+            known += self.listable_by(principal, workspace, own.services())
+        return difflib.get_close_matches(service_id, sorted({service.id for service in known}), n=3)
+
+
+def not_found_hint(names: list[str]) -> str:
+    """The end of a "not found" text."""
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def parse_registration(entry: object, client: str) -> Registration:
+    """Check one service description of a client (``protocol.md`` 5.2). Raises :class:`InvalidArgument`."""
+    if not isinstance(entry, dict):
+        raise InvalidArgument("a service description must be a map")
+    full_id = entry.get("id")
+    if not isinstance(full_id, str):
+        raise InvalidArgument("a service description needs an 'id'")
+    owner, _, service_id = full_id.rpartition("/")[2].rpartition(":")
+    if owner not in {"", client}:
+        raise InvalidArgument(f"service id {full_id[:200]!r} does not belong to client {client!r}")
+    config = entry.get("config")
+    if config is None:
+        config = {}
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise InvalidArgument(f"the config of service {full_id[:200]!r} must be a map")
+    return Registration(
+        id=check_name("service id", service_id),
+        name=_text(entry, "name") or service_id,
+        type=_text(entry, "type") or "generic",
+        config=config,
+        description=_text(entry, "description"),
+    )
+
+
+def _text(entry: dict[str, Any], key: str) -> str | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{key!r} of a service must be text")
+    return value

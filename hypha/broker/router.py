@@ -1,0 +1,168 @@
+"""From frame and sender to the target's queue. Synchronous: decides, enters, returns (``decisions.md`` 6).
+
+Every frame between two peers passes :meth:`Router.route`; policy for frames stands in :meth:`Router._permits`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from hypha.broker.access import Action, may
+from hypha.broker.inflight import begin_call, settle
+from hypha.broker.registry import Registry
+from hypha.broker.session import PeerSession, gone_text
+from hypha.errors import HyphaError, LimitExceeded
+from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address, parse_target
+from hypha.wire.calls import rejection
+from hypha.wire.chunks import CACHE_PREFIX
+from hypha.wire.frame import Frame
+
+if TYPE_CHECKING:
+    from hypha.broker.endpoint import ServerSession
+
+logger = logging.getLogger(__name__)
+
+_BUILT_IN = "services.built-in."
+_OPEN_BUILT_INS = frozenset({"services.built-in.get_service", "services.built-in.ping"})
+_STAMP_ROOM = 8 * 1024  # bytes that stamping may add to a frame (``protocol.md`` 2.6)
+
+
+class Router:
+    """Delivers frames between the sessions of *registry* and the server's own session, *server*.
+
+    *server_id* is the client part of the server's modern address ``*/<server_id>``, the same for the life of the
+    data directory.
+    """
+
+    def __init__(self, registry: Registry, server: ServerSession, server_id: str) -> None:
+        self._registry = registry
+        self._server = server
+        self._server_id = server_id
+
+    def route(self, sender: PeerSession, frame: Frame) -> PeerSession | None:
+        """Deal with *frame* and return None, or return the session whose outbox has no room for it.
+
+        In the second case nothing has changed: wait for room there and route the same frame again.
+        """
+        if frame.to == "*":
+            self._broadcast(sender, frame)
+            return None
+        try:
+            to = parse_target(frame.to, sender.address.workspace)
+        except HyphaError as exc:
+            self.refuse(sender, frame, sender.address, exc.remote_text())
+            return None
+        if self.is_server(to):
+            settle(sender, self._server, frame)
+            self._server.deliver(sender, frame, to)
+            return None
+        target = self._registry.find(to)
+        if target is not None:
+            return self._to_peer(sender, target, frame, to)
+        self.refuse(sender, frame, to, gone_text(to))
+        return None
+
+    def is_server(self, to: Address) -> bool:
+        """Whether the server itself answers at *to* (``protocol.md`` 2.4)."""
+        if to.client == LEGACY_SERVER_CLIENT or to.client == HTTP_CLIENT:
+            return True
+        return to.client == self._server_id and to.workspace in {"*", PUBLIC_WORKSPACE}
+
+    def _to_peer(self, sender: PeerSession, target: PeerSession, frame: Frame, to: Address) -> PeerSession | None:
+        size = len(frame.body) + _STAMP_ROOM
+        if not target.outbox.fits(size):
+            return target
+        try:
+            message = self._message(sender, target, frame)
+        except HyphaError as exc:
+            self.refuse(sender, frame, to, exc.remote_text())
+            return None
+        substitute = sender.dialect.redirection(message.method or "", target.dialect)
+        if not self._permits(sender, target, message):
+            logger.info("refused %r from %s to %s", message.method or message.type, sender.name, to)
+            self.refuse(sender, frame, to, gone_text(to))
+        elif substitute is not None:
+            self._server.redirected(sender, frame, target, substitute)
+        elif size > target.frame_limit:
+            self._refuse_oversize(sender, target, frame, to)
+        else:
+            self._deliver(sender, target, frame, message, to)
+        return None
+
+    def _message(self, sender: PeerSession, target: PeerSession, frame: Frame) -> Frame:
+        """The message that *frame* means: itself, or the one that it completes when it came in parts."""
+        method = frame.method
+        if method is None or not method.startswith(CACHE_PREFIX):
+            return frame
+        return sender.chunk_peek(target).pass_through(method[len(CACHE_PREFIX) :], frame) or frame
+
+    def _deliver(self, sender: PeerSession, target: PeerSession, frame: Frame, message: Frame, to: Address) -> None:
+        target.deliver(sender, frame, to)
+        self._note(sender, target, frame, to)
+        if message is not frame:
+            self._note(sender, target, message, to)
+        if sender.address.workspace != target.address.workspace:
+            target.heard_from(sender)
+
+    def _note(self, sender: PeerSession, target: PeerSession, message: Frame, to: Address) -> None:
+        """Enter a call that passes, strike out one whose answer passes."""
+        settle(sender, target, message)
+        if message.wants_answer and message.session is not None:
+            begin_call(sender, message.session, target, to)
+
+    # --- policy for frames (``decisions.md`` 16) --------------------------------------------------------------
+
+    def _permits(self, sender: PeerSession, target: PeerSession, message: Frame) -> bool:
+        if sender.address.workspace == target.address.workspace:
+            return True
+        method = message.method
+        if message.type != "method" or method is None:
+            return False
+        if not method.startswith("services.") or method.startswith("services._rintf_"):
+            return target in sender.correspondents
+        if method.startswith(_BUILT_IN):
+            known = method in _OPEN_BUILT_INS or method.startswith(CACHE_PREFIX)
+            return known and (target in sender.correspondents or self._may_call_any(sender, target))
+        return self._may_call(sender, target, method.split(".", 2)[1])
+
+    def _may_call(self, sender: PeerSession, target: PeerSession, service_id: str) -> bool:
+        service = target.services.get(service_id)
+        workspace = self._registry.workspaces.get(target.address.workspace)
+        if service is None or workspace is None:
+            return False
+        home = sender.address.workspace
+        return may(sender.principal, Action.CALL_SERVICE, workspace, service, caller_workspace=home).allowed
+
+    def _may_call_any(self, sender: PeerSession, target: PeerSession) -> bool:
+        return any(self._may_call(sender, target, service_id) for service_id in target.services)
+
+    # --- what cannot be delivered -----------------------------------------------------------------------------
+
+    def refuse(self, sender: PeerSession, frame: Frame, to: Address, text: str) -> None:
+        """Tell the sender, if it waits for an answer; results and heartbeats are dropped (``protocol.md`` 2.5)."""
+        if frame.wants_answer and frame.session is not None:
+            sender.tell(rejection(sender.name, frame.session, text), to)
+
+    def _refuse_oversize(self, sender: PeerSession, target: PeerSession, frame: Frame, to: Address) -> None:
+        """A frame that its receiver could not take fails where somebody waits for it (``decisions.md`` 11)."""
+        error = LimitExceeded(
+            f"a message of {len(frame.body)} bytes is larger than the {target.frame_limit} bytes that {to} can take; "
+            "send it in parts"
+        )
+        self.refuse(sender, frame, to, error.remote_text())
+        session_id, _, name = (frame.method or "").rpartition(".")
+        if name == "resolve" and session_id:
+            settle(sender, target, frame)
+            target.tell(rejection(target.name, session_id, error.remote_text()), sender.address)
+
+    def _broadcast(self, sender: PeerSession, frame: Frame) -> None:
+        """An event to those of the sender's workspace who asked for its type (``protocol.md`` 5.9)."""
+        workspace = self._registry.workspaces[sender.address.workspace]
+        if frame.type == "method":
+            self.refuse(sender, frame, sender.address, "ValueError: a call cannot be broadcast; name one target")
+        elif may(sender.principal, Action.WRITE, workspace).allowed:
+            everybody = Address(workspace.name, "*")
+            for member in workspace.members.values():
+                if frame.type in member.subscriptions and not member.deliver(sender, frame, everybody):
+                    member.outbox.missed += 1

@@ -1,0 +1,183 @@
+"""A peer's presence: who it is, what it offers, what it has to do with others. Data, not tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from hypha.broker.access import ROOT, Principal
+from hypha.broker.outbox import DirtyOutboxes, Outbox, Transport
+from hypha.config import Limits
+from hypha.wire.address import Address
+from hypha.wire.calls import Message, rejection
+from hypha.wire.chunks import ChunkPeek, ChunkStore
+from hypha.wire.dialect import Dialect
+from hypha.wire.frame import Fields, Frame, HeaderBounds, encode_header
+
+
+@dataclass(slots=True, eq=False)
+class Service:
+    """A registration as others see it. The functions stay with the provider (``protocol.md`` 3.3)."""
+
+    workspace: str
+    client: str
+    id: str
+    name: str
+    type: str
+    config: dict[str, Any]
+    description: str | None
+    since: int
+    session: PeerSession
+
+    @property
+    def full_id(self) -> str:
+        """``workspace/client:service``."""
+        return f"{self.workspace}/{self.client}:{self.id}"
+
+    @property
+    def visibility(self) -> str:
+        """public, unlisted or protected; what is not known is protected (``decisions.md`` 20)."""
+        value = self.config.get("visibility")
+        return value if value in {"public", "unlisted"} else "protected"
+
+    @property
+    def authorized_workspaces(self) -> tuple[str, ...]:
+        """Workspaces that may call although the service is protected."""
+        value = self.config.get("authorized_workspaces")
+        return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+class Session(ABC):
+    """One peer of the router.
+
+    *generation* tells a session from its predecessors at the same address: clean-up of an old one never touches a
+    newer one. *open* turns false when the session is over; nothing is delivered to it any more.
+    """
+
+    def __init__(
+        self, address: Address, principal: Principal, dialect: Dialect, generation: int, limits: Limits
+    ) -> None:
+        self.address = address
+        self.name = str(address)
+        self.principal = principal
+        self.dialect = dialect
+        self.generation = generation
+        self.limits = limits
+        self.open = True
+        self.services: dict[str, Service] = {}
+        #: Event types that this peer asked to hear when they are broadcast (``protocol.md`` 5.9).
+        self.subscriptions: set[str] = set()
+        #: Calls of this peer that wait for an answer: session id -> who was asked (``decisions.md`` 15).
+        self.outbound: dict[str, Session] = {}
+        #: Calls that this peer works on: (caller, session id) -> the address at which it was asked.
+        self.inbound: dict[tuple[Session, str], Address] = {}
+        #: Sessions of other workspaces that had a permitted frame delivered here, oldest first (``decisions.md`` 16).
+        self.correspondents: dict[Session, None] = {}
+        #: Looks at the messages in parts from this peer, by target (``decisions.md`` 14).
+        self.chunk_peeks: dict[Session, ChunkPeek] = {}
+        #: Sessions that keep something about this one, to be told when it ends.
+        self.known_by: set[Session] = set()
+        self.wire_to = Fields.encode({"to": self.name})
+        self.stamp = Fields.encode(
+            {"from": self.name, "user": principal.to_wire(address.workspace), "ws": address.workspace}
+        )
+
+    @abstractmethod
+    def deliver(self, sender: Session, frame: Frame, to: Address) -> bool:
+        """Take a frame that policy has let pass. False when there was no room."""
+
+    @abstractmethod
+    def peer_gone(self, session_id: str, address: Address) -> None:
+        """Learn that the call *session_id* at *address* will get no answer."""
+
+    def chunk_peek(self, target: Session) -> ChunkPeek:
+        """The look at messages in parts from this peer to *target*."""
+        peek = self.chunk_peeks.get(target)
+        if peek is None:
+            bounds = header_bounds(self.limits)
+            peek = self.chunk_peeks[target] = ChunkPeek(bounds, self.limits.chunked_messages_per_peer)
+            target.known_by.add(self)
+        return peek
+
+    def heard_from(self, sender: Session) -> None:
+        """Remember that a session of another workspace wrote to this one and may be answered."""
+        if sender in self.correspondents:
+            return
+        if len(self.correspondents) >= self.limits.correspondents_per_peer:
+            del self.correspondents[next(iter(self.correspondents))]
+        self.correspondents[sender] = None
+        sender.known_by.add(self)
+
+    def forget(self, other: Session) -> None:
+        """Drop what is kept about a session that has ended."""
+        self.correspondents.pop(other, None)
+        self.chunk_peeks.pop(other, None)
+
+
+class PeerSession(Session):
+    """A client that is connected: its frames leave through the outbox.
+
+    *frame_limit*: the largest frame in bytes that this peer takes (``decisions.md`` 11). *base_url*: the address at
+    which it reached the server.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        principal: Principal,
+        dialect: Dialect,
+        generation: int,
+        limits: Limits,
+        *,
+        transport: Transport,
+        frame_limit: int,
+        base_url: str,
+        identity: str,
+        dirty: DirtyOutboxes,
+    ) -> None:
+        super().__init__(address, principal, dialect, generation, limits)
+        self.transport = transport
+        self.frame_limit = frame_limit
+        self.base_url = base_url
+        #: Survives reconnections, ends with a clean close: what reconnection tokens are bound to.
+        self.identity = identity
+        self.outbox = Outbox(transport, limits.outbox_bytes, limits.outbox_reserve_bytes, dirty)
+        self.chunks = ChunkStore(limits.chunked_bytes_per_peer)
+        self.server_calls = 0
+
+    def deliver(self, sender: Session, frame: Frame, to: Address) -> bool:
+        wire_to = self.wire_to if to == self.address else Fields.encode({"to": str(to)})
+        return self.outbox.put(encode_header(frame.fields, wire_to, sender.stamp), frame.body)
+
+    def tell(self, message: Message, sender: Address) -> bool:
+        """Put a message of the server's own, written as *sender*; it may use the reserve. False when it was lost."""
+        return self.outbox.put_control(*message.encode(server_stamp(sender)))
+
+    def peer_gone(self, session_id: str, address: Address) -> None:
+        # In the name of the peer that is gone (protocol.md 2.5).
+        self.tell(rejection(self.name, session_id, gone_text(address)), address)
+
+
+def header_bounds(limits: Limits) -> HeaderBounds:
+    """How large a header may be."""
+    return HeaderBounds(limits.header_bytes, limits.header_keys, limits.header_depth)
+
+
+def server_stamp(sender: Address, workspace: str | None = None) -> Fields:
+    """What the server writes into a frame of its own that goes out as *sender*.
+
+    *workspace* is the ``ws`` field, which modern receivers check; by default the sender's.
+    """
+    return Fields.encode({"from": str(sender), "user": _ROOT_USER, "ws": workspace or sender.workspace})
+
+
+def gone_text(address: Address) -> str:
+    """One text for a peer that is gone, never was, or may not be seen (``decisions.md`` 17).
+
+    Lower-case "peer" keeps modern clients from calling again at once (``protocol.md`` 2.5).
+    """
+    return f"Target peer {address} is not connected"
+
+
+_ROOT_USER = ROOT.to_wire(None)

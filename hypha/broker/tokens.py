@@ -1,0 +1,133 @@
+"""Tokens: issue and verify. JWT with HS256 (RFC 7519), one signing key per data directory (``protocol.md`` 7)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+
+from hypha.broker.access import Level, Principal
+from hypha.errors import NotAuthenticated
+from hypha.wire.address import Address
+
+_ISSUER = "hypha"
+_LEGACY_MARK = "@imjoy@"
+_CLOCK_SKEW = 30  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What a reconnection token proves: who it was, where, and which of the sessions there (``decisions.md`` 13)."""
+
+    address: Address
+    principal: Principal
+    identity: str
+
+
+class Tokens:
+    """Issues and verifies tokens with one key. *clock* gives seconds since the epoch."""
+
+    def __init__(self, key: bytes, clock: Callable[[], float] = time.time) -> None:
+        self._key = key
+        self._clock = clock
+
+    def issue(self, principal: Principal, *, expires_in: float) -> str:
+        """A token that proves *principal* for *expires_in* seconds. Plain JWT; :func:`legacy_form` marks it."""
+        return self._sign(principal, "access", expires_in)
+
+    def issue_resumption(self, resumption: Resumption, *, expires_in: float) -> str:
+        """A token with which a client comes back as the same client."""
+        extra = {"ws": resumption.address.workspace, "cid": resumption.address.client, "ses": resumption.identity}
+        return self._sign(resumption.principal, "resume", expires_in, extra)
+
+    def verify(self, text: str) -> Principal:
+        """The principal that an access token proves. Raises :class:`NotAuthenticated` saying what is wrong."""
+        return _principal(self._claims(text, "access"))
+
+    def verify_resumption(self, text: str) -> Resumption:
+        """What a reconnection token proves. Raises :class:`NotAuthenticated`."""
+        claims = self._claims(text, "resume")
+        address = Address(str(claims.get("ws")), str(claims.get("cid")))
+        return Resumption(address, _principal(claims), str(claims.get("ses")))
+
+    def _sign(self, principal: Principal, use: str, expires_in: float, extra: Mapping[str, str] | None = None) -> str:
+        now = self._clock()
+        scope = [f"ws:{name}#{level.letter}" for name, level in principal.grants.items()]
+        if principal.home is not None:
+            scope.append(f"wid:{principal.home}")
+        claims: dict[str, Any] = {
+            "iss": _ISSUER,
+            "aud": _ISSUER,
+            "sub": principal.id,
+            "iat": int(now),
+            "exp": int(now + expires_in),
+            "jti": secrets.token_urlsafe(12),
+            "use": use,
+            "scope": " ".join(scope),
+            "anonymous": principal.is_anonymous,
+            "roles": list(principal.roles),
+            "email": principal.email,
+            "parent": principal.parent,
+            "until": principal.expires_at,
+            **(extra or {}),
+        }
+        return jwt.encode(claims, self._key, algorithm="HS256")
+
+    def _claims(self, text: str, use: str) -> dict[str, Any]:
+        bare = text.rpartition(_LEGACY_MARK)[2].strip()
+        try:
+            claims: dict[str, Any] = jwt.decode(
+                bare,
+                self._key,
+                algorithms=["HS256"],
+                audience=_ISSUER,
+                issuer=_ISSUER,
+                leeway=_CLOCK_SKEW,
+                options={"require": ["exp", "iat", "sub"], "verify_exp": False, "verify_iat": False},
+            )
+        except jwt.InvalidTokenError as exc:
+            raise NotAuthenticated("the token is not one of this server; generate a new one") from exc
+        if claims["exp"] + _CLOCK_SKEW < self._clock():
+            raise NotAuthenticated("the token has expired; generate a new one")
+        if claims.get("use") != use:
+            raise NotAuthenticated("the token is not meant for this use")
+        return claims
+
+
+def _principal(claims: Mapping[str, Any]) -> Principal:
+    grants: dict[str, Level] = {}
+    home = None
+    for word in str(claims.get("scope", "")).split():
+        kind, _, rest = word.partition(":")
+        name, _, letter = rest.rpartition("#")
+        level = Level.parse(letter)
+        if kind == "ws" and level is not None:
+            grants[name] = level
+        elif kind == "wid":
+            home = rest
+    until = claims["exp"] if claims.get("use") == "access" else claims.get("until")
+    return Principal(
+        id=str(claims["sub"]),
+        is_anonymous=bool(claims.get("anonymous")),
+        email=claims.get("email"),
+        roles=tuple(claims.get("roles") or ()),
+        parent=claims.get("parent"),
+        grants=grants,
+        home=home,
+        expires_at=until,
+    )
+
+
+def legacy_form(principal_id: str, token: str) -> str:
+    """The token as legacy users know it: ``<user id>@imjoy@<jwt>`` (``protocol.md`` 7.1)."""
+    return f"{principal_id}{_LEGACY_MARK}{token}"
+
+
+def new_user_id() -> str:
+    """A fresh URL-safe user id of 22 characters. Legacy anonymous workspaces are named after it (A16)."""
+    alphabet = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+    return "".join(secrets.choice(alphabet) for _ in range(22))

@@ -1,0 +1,198 @@
+"""Calls as data: what a call message says, how an answer is written, and which calls of ours are pending.
+
+No I/O and no clock: :class:`CallTable` keeps the state, its owner sends and waits (``protocol.md`` 4).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from hypha.errors import ProtocolViolation
+from hypha.wire.frame import Buffer, Fields, encode_header, packer
+from hypha.wire.values import error
+
+#: Seconds between heartbeats that the server asks of a callee.
+HEARTBEAT_SECONDS = 15.0
+
+_MAX_NESTING_ITEMS = 1_000_000  # array or map items; bounds what a 16 MiB body of ones can unpack to
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Where the answer of a call goes: method names in the caller's object store (``protocol.md`` 4.2).
+
+    *interval* is the longest time in seconds between two heartbeats, None when the caller wants none.
+    """
+
+    resolve: str
+    reject: str
+    heartbeat: str | None
+    interval: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallBody:
+    """The arguments of a call, as they came."""
+
+    args: list[Any]
+    kwargs: dict[str, Any]
+    promise: Promise | None
+
+
+def parse_call(body: Buffer, session: str | None) -> CallBody:
+    """Decode the second value of a ``method`` message. Raises :class:`ProtocolViolation`."""
+    extra = unpack_body(body)
+    args = extra.get("args") or []
+    if not isinstance(args, list):
+        raise ProtocolViolation("'args' must be an array")
+    kwargs: Any = {}
+    if extra.get("with_kwargs") and args:
+        *args, kwargs = args
+        if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
+            raise ProtocolViolation("'with_kwargs' needs a map as the last argument")
+        kwargs.pop("_rkwargs", None)
+    return CallBody(args, kwargs, _parse_promise(extra, session))
+
+
+def unpack_body(body: Buffer) -> dict[str, Any]:
+    """Decode a whole body; an absent one is an empty map. Raises :class:`ProtocolViolation`."""
+    if not len(body):
+        return {}
+    try:
+        extra = msgpack.unpackb(
+            body, strict_map_key=True, max_array_len=_MAX_NESTING_ITEMS, max_map_len=_MAX_NESTING_ITEMS
+        )
+    except ValueError as exc:  # msgpack's own exceptions and UnicodeDecodeError are ValueErrors
+        raise ProtocolViolation("the body is not one msgpack value") from exc
+    if not isinstance(extra, dict):
+        raise ProtocolViolation("the body is not a map")
+    return extra
+
+
+def _parse_promise(extra: dict[str, Any], session: str | None) -> Promise | None:
+    promise = extra.get("promise")
+    if promise == "*" and session is not None:
+        return Promise(f"{session}.resolve", f"{session}.reject", f"{session}.heartbeat", _seconds(extra.get("t")))
+    if not isinstance(promise, dict):
+        return None
+    resolve, reject = _method_name(promise.get("resolve")), _method_name(promise.get("reject"))
+    if resolve is None or reject is None:
+        return None
+    return Promise(resolve, reject, _method_name(promise.get("heartbeat")), _seconds(promise.get("interval")))
+
+
+def _method_name(encoded: Any) -> str | None:
+    name = encoded.get("_rmethod") if isinstance(encoded, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 < value < 86400 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message of the server's own, before the sender's fields are added."""
+
+    fields: dict[str, Any]
+    body: bytes
+
+    def encode(self, sender: Fields) -> tuple[bytes, bytes]:
+        """Header and body, with the *sender* fields (``from``, ``user``, ``ws``) in the header."""
+        return encode_header(self.fields, sender), self.body
+
+
+def answer(to: str, method: str, session: str, value: Any) -> Message:
+    """A result or an error: always exactly one argument (``protocol.md`` 4.3)."""
+    fields = {"type": "method", "to": to, "method": method, "parent": session}
+    return Message(fields, packer.pack({"args": [value]}))
+
+
+def rejection(to: str, session: str, text: str) -> Message:
+    """An answer to a call that cannot be delivered, made in the target's name (``protocol.md`` 2.5)."""
+    fields = {"type": "method", "to": to, "method": f"{session}.reject"}
+    return Message(fields, packer.pack({"args": [error(text)]}))
+
+
+def heartbeat(to: str, promise: Promise, session: str) -> Message:
+    """A fire-and-forget heartbeat for a call that goes on (``protocol.md`` 4.6)."""
+    return Message({"type": "method", "to": to, "method": promise.heartbeat, "parent": session}, b"")
+
+
+def call(to: str, method: str, session: str, caller: str, args: list[Any], kwargs: dict[str, Any]) -> Message:
+    """A call with an explicit promise, which every generation honours (``protocol.md`` 3.2)."""
+
+    def callback(name: str, *, promise: bool = False) -> dict[str, Any]:
+        return {"_rtype": "method", "_rtarget": caller, "_rmethod": f"{session}.{name}", "_rpromise": promise}
+
+    extra: dict[str, Any] = {
+        "args": [*args, kwargs] if kwargs else args,
+        "promise": {
+            "heartbeat": callback("heartbeat", promise=True),
+            "interval": HEARTBEAT_SECONDS,
+            "resolve": callback("resolve"),
+            "reject": callback("reject"),
+        },
+    }
+    if kwargs:
+        extra["with_kwargs"] = True
+    return Message({"type": "method", "to": to, "method": method, "session": session}, packer.pack(extra))
+
+
+@dataclass(slots=True, eq=False)
+class PendingCall:
+    """A call of ours that waits for its answer.
+
+    *caller* and *target* are absolute addresses: the answer must come from the target and go to the caller.
+    *settle* is called once with (succeeded, value); *alive* at every heartbeat.
+    """
+
+    session: str
+    caller: str
+    target: str
+    settle: Callable[[bool, Any], None]
+    alive: Callable[[], None]
+
+
+@dataclass(slots=True)
+class CallTable:
+    """The pending calls of one peer, by session id."""
+
+    pending: dict[str, PendingCall] = field(default_factory=dict)
+
+    def open(
+        self, caller: str, target: str, settle: Callable[[bool, Any], None], alive: Callable[[], None]
+    ) -> PendingCall:
+        """Enter a new call under an unguessable session id. The owner must :meth:`close` it."""
+        entry = PendingCall(secrets.token_urlsafe(12), caller, target, settle, alive)
+        self.pending[entry.session] = entry
+        return entry
+
+    def close(self, entry: PendingCall) -> None:
+        """Forget a call; late answers find nothing and are dropped."""
+        self.pending.pop(entry.session, None)
+
+    def receive(self, sender: str, to: str, method: str, body: Buffer) -> bool:
+        """Take a ``<session>.resolve``, ``.reject`` or ``.heartbeat`` message.
+
+        Returns False when there is no such call, or it was not asked of *sender* at *to*: nobody else may settle
+        it (``protocol.md`` 4.4). Raises :class:`ProtocolViolation` for an unreadable body.
+        """
+        session, _, name = method.rpartition(".")
+        entry = self.pending.get(session)
+        if entry is None or entry.target != sender or entry.caller != to:
+            return False
+        if name == "heartbeat":
+            entry.alive()
+        elif name in {"resolve", "reject"}:
+            args = parse_call(body, None).args
+            self.close(entry)
+            entry.settle(name == "resolve", args[0] if args else None)
+        else:
+            return False
+        return True

@@ -1,0 +1,42 @@
+"""What each client generation can say and must be told. Data, chosen once per session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+#: Redirections: (method asked, dialect of the one asked) -> name of the server's substitute (``decisions.md`` 18).
+Redirections = dict[tuple[str, str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A client generation's abilities.
+
+    *chunk_bytes*: slice size of messages that the server sends in parts (``protocol.md`` 2.6).
+    *legacy_manager*: its server peer is ``<workspace>/workspace-manager``, else ``*/<manager_id>``.
+    *reannounces*: it registers its services again after a reconnect (``protocol.md`` 1.6).
+    *redirections*: calls of this dialect that the server answers in the target's place.
+    """
+
+    name: str
+    legacy_manager: bool
+    reannounces: bool
+    chunk_bytes: int = 262_144
+    redirections: Redirections = field(default_factory=dict)
+
+    def redirection(self, method: str, target: Dialect) -> str | None:
+        """The name of the server's substitute for a call of *method* at *target*, if there is one."""
+        return self.redirections.get((method, target.name)) if self.redirections else None
+
+
+#: imjoy-rpc 0.5.6 to 0.5.59, Python and JavaScript.
+LEGACY = Dialect("legacy", legacy_manager=True, reannounces=False)
+
+#: hypha-rpc 0.21, Python and JavaScript. Its Python client reads ``config.api_version`` of a receiver's built-in
+#: service as an attribute, and legacy built-ins have none (``protocol.md`` 2.7, cross-generation defect).
+MODERN = Dialect(
+    "modern",
+    legacy_manager=False,
+    reannounces=True,
+    redirections={("services.built-in.get_service", LEGACY.name): "built_in_with_api_version"},
+)

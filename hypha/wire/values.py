@@ -1,0 +1,145 @@
+"""Values as they travel: maps with ``_rtype`` (``protocol.md`` 3).
+
+The server passes peers' values on as it gets them. What it does with them is here: it makes relative method targets
+absolute, makes methods and errors of its own, and turns values into JSON for HTTP callers.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hypha.errors import NotAcceptable
+
+Value = Any
+
+
+def method(target: str, path: str, *, promise: bool = True, **annotations: Value) -> dict[str, Value]:
+    """A function of the peer *target* (absolute) at *path* of its object store (``protocol.md`` 3.2)."""
+    return {"_rtype": "method", "_rtarget": target, "_rmethod": path, "_rpromise": promise, **annotations}
+
+
+def error(text: str) -> dict[str, Value]:
+    """An exception; ``_rtrace`` is empty because no traceback of the server leaves it."""
+    return {"_rtype": "error", "_rvalue": text, "_rtrace": ""}
+
+
+def error_text(value: Value) -> str:
+    """The last line that says something in an error that a peer sent.
+
+    Asynchronous Python functions reject with a formatted traceback whose last line is the error
+    (``protocol.md`` 4.3); the lines above it name files of the provider's machine.
+    """
+    text = value.get("_rvalue") if isinstance(value, dict) else value
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    return lines[-1] if lines else "the function failed without a message"
+
+
+def absolute_targets(value: Value, workspace: str) -> Value:
+    """A copy of *value* in which every relative ``_rtarget`` lies in *workspace* (``protocol.md`` 3.2)."""
+    if isinstance(value, list):
+        return [absolute_targets(item, workspace) for item in value]
+    if not isinstance(value, dict):
+        return value
+    copy = {key: absolute_targets(item, workspace) for key, item in value.items()}
+    target = copy.get("_rtarget")
+    if copy.get("_rtype") == "method" and isinstance(target, str) and "/" not in target:
+        copy["_rtarget"] = f"{workspace}/{target}"
+    return copy
+
+
+def is_method(value: Value) -> bool:
+    """Whether *value* is a function of some peer."""
+    return isinstance(value, dict) and value.get("_rtype") == "method"
+
+
+def to_json(value: Value, array_limit: int) -> Value:
+    """*value* as what :mod:`json` can write (``decisions.md`` 22).
+
+    Arrays become nested lists of numbers, row by row, sets and typed arrays become lists, functions become text.
+    Raises :class:`NotAcceptable` for bytes, and for arrays of more than *array_limit* bytes.
+    """
+    if isinstance(value, list | tuple):
+        return [to_json(item, array_limit) for item in value]
+    if isinstance(value, dict):
+        return _map_to_json(value, array_limit)
+    if isinstance(value, float):
+        return _json_number(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    raise NotAcceptable(
+        f"the result holds {type(value).__name__}, which JSON cannot express; "
+        "send the request with Content-Type: application/msgpack to get it as msgpack"
+    )
+
+
+def _map_to_json(value: dict[Any, Value], array_limit: int) -> Value:
+    kind = value.get("_rtype")
+    if kind in {"ndarray", "typedarray"} and isinstance(value.get("_rvalue"), bytes):
+        return _array_to_json(value, array_limit)
+    if kind == "set":
+        return to_json(value.get("_rvalue"), array_limit)
+    if kind == "method":
+        return f"<function: {value.get('_rmethod')}>"
+    return {str(key): to_json(item, array_limit) for key, item in value.items()}
+
+
+def _json_number(value: float) -> float | None:
+    # RFC 8259 has no NaN and no infinity, and browsers refuse a document that holds one.
+    return value if math.isfinite(value) else None
+
+
+def _unpack_with(code: str) -> Callable[[bytes], Iterator[Any]]:
+    form = struct.Struct("<" + code)
+    return lambda data: (row[0] for row in form.iter_unpack(data))
+
+
+#: numpy dtype name -> item size in bytes and reader of little-endian items. No numpy needed at the server.
+_DTYPES: dict[str, tuple[int, Callable[[bytes], Iterator[Any]]]] = {
+    name: (struct.calcsize("<" + code), _unpack_with(code))
+    for name, code in {
+        "bool": "?",
+        "int8": "b",
+        "uint8": "B",
+        "int16": "h",
+        "uint16": "H",
+        "int32": "i",
+        "uint32": "I",
+        "int64": "q",
+        "uint64": "Q",
+        "float16": "e",
+        "float32": "f",
+        "float64": "d",
+    }.items()
+}
+
+
+def _array_to_json(value: dict[str, Value], array_limit: int) -> Value:
+    data, dtype = value["_rvalue"], value.get("_rdtype")
+    shape = value.get("_rshape")
+    if dtype not in _DTYPES:
+        raise NotAcceptable(f"an array of dtype {dtype!r} cannot be written as JSON; ask for application/msgpack")
+    size, read = _DTYPES[dtype]
+    if len(data) > array_limit:
+        raise NotAcceptable(
+            f"an array of {len(data)} bytes is over json_array_bytes = {array_limit}; ask for application/msgpack"
+        )
+    if shape is None:
+        shape = [len(data) // size]
+    # Empty axes are left out of the second product: [10**9, 0] holds no item but would nest 10**9 lists.
+    if not _is_shape(shape) or math.prod(shape) * size != len(data) or math.prod(n or 1 for n in shape) > array_limit:
+        raise NotAcceptable("the array's shape does not fit its bytes; ask for application/msgpack to see it")
+    items = (_json_number(item) if isinstance(item, float) else item for item in read(data))
+    return _nest(items, list(shape))
+
+
+def _is_shape(shape: Value) -> bool:
+    return isinstance(shape, list | tuple) and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)
+
+
+def _nest(items: Iterator[Any], shape: list[int]) -> Value:
+    if not shape:
+        return next(items)
+    return [_nest(items, shape[1:]) for _ in range(shape[0])]
