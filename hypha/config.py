@@ -175,9 +175,10 @@ class Config:
         given = {name[len(prefix) :].lower(): text for name, text in environ.items() if name.startswith(prefix)}
         limits = {name[len("limit_") :]: text for name, text in given.items() if name.startswith("limit_")}
         values: dict[str, Any] = {"limits": parse_limits(limits)}
-        for name in ("host", "public_base_url"):
-            if given.get(name):
-                values[name] = given[name]
+        if given.get("host"):
+            values["host"] = given["host"]
+        if given.get("public_base_url"):
+            values["public_base_url"] = parse_public_base_url(given["public_base_url"])
         if given.get("log_level"):
             values["log_level"] = parse_log_level(given["log_level"])
         if given.get("port"):
@@ -209,6 +210,14 @@ def parse_base_path(text: str) -> str:
     if any(segment in {".", ".."} for segment in segments):
         raise ConfigError(f"base path {text!r} must not contain '.' or '..'")
     return "".join(f"/{segment}" for segment in segments)
+
+
+def parse_public_base_url(text: str) -> str:
+    """``https://lab.example/hypha/`` without its last slash. Raises :class:`ConfigError` for what is no such URL."""
+    scheme, _, rest = text.partition("://")
+    if scheme not in {"http", "https"} or not rest.partition("/")[0] or any(letter.isspace() for letter in text):
+        raise ConfigError(f"public base URL {text!r}: write it as https://host or https://host/path")
+    return text.rstrip("/")
 
 
 def parse_origins(text: str) -> tuple[str, ...]:

@@ -1,0 +1,52 @@
+"""What the person at the terminal is told: one screen when the server is ready, one line for each later event.
+
+Standard library only, because the parent process imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hypha import __version__
+from hypha.config import Config
+from hypha.listen import urls
+
+
+def announce(config: Config, sockets: Sequence[socket.socket], seconds: float) -> None:
+    """Print the screen of a server that is ready, *seconds* after its start, to standard output."""
+    with suppress(OSError):  # the reader of our output went away; the server is needed all the same
+        print(banner(config, sockets, seconds), flush=True)  # noqa: T201  this is the output
+
+
+def say(text: str) -> None:
+    """Print each line of *text* to standard error, marked as ours."""
+    with suppress(OSError):
+        for line in text.splitlines():
+            print(f"hypha: {line}", file=sys.stderr, flush=True)  # noqa: T201  this is the output
+
+
+def banner(config: Config, sockets: Sequence[socket.socket], seconds: float) -> str:
+    """The screen: version, data directory, addresses, mounts. Without colours, for it also lands in log files."""
+    addresses = urls(sockets, config.base_path)
+    if config.public_base_url:
+        addresses.append((config.public_base_url, "as clients are told"))
+    width = max(len(url) for url, _ in addresses)
+    lines = [f"  ready in {seconds:.1f} s   version {__version__}   data {config.data_dir} (survives restarts)", ""]
+    lines += _block("open", [f"{url:<{width}}   {whom}" for url, whom in addresses])
+    lines += _block("mounts", [f"{mount.path} -> {_short(mount.directory)}" for mount in config.static_mounts])
+    return "\n".join([*lines, ""])
+
+
+def _block(label: str, rows: list[str]) -> list[str]:
+    return [f"  {label if n == 0 else '':<9} {row}" for n, row in enumerate(rows)]
+
+
+def _short(path: Path) -> str:
+    """*path* as a person would type it here."""
+    here = Path.cwd()
+    return os.path.join(".", path.relative_to(here)) if path.is_relative_to(here) else str(path)

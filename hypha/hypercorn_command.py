@@ -1,0 +1,91 @@
+"""What ``hypercorn hypha.server:app --worker-class trio`` needs so that nothing outlives it (``decisions.md`` 2).
+
+Hypercorn's command serves in a child process that handles no SIGTERM and survives its parent; with ``-w 0`` it
+serves in the process of the command, where SIGTERM kills (``stack.md``, point 3 and section 2). What is done about
+it here happens only under that command, never where an application or a test embeds ``hypha.server:app``.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
+
+import trio
+
+from hypha.assembly import build
+from hypha.banner import say
+from hypha.config import Config
+from hypha.lazy import Application, Failure, Message, Receive, Send
+from hypha.parent import STOPPED
+from hypha.worker import configure_logging, die_with_parent
+
+
+def make(environ: Mapping[str, str]) -> Application:
+    """The application of this environment, with the manners of the command where the command runs it.
+
+    Must be called in a trio task. Raises :class:`hypha.errors.ConfigError`.
+    """
+    config = Config.from_environment(environ)
+    if not is_running():
+        return build(config)
+    configure_logging(config.log_level, "hypha")
+    return _CommandApp(build(config))
+
+
+def is_running() -> bool:
+    """Whether the main task of this event loop is the one that Hypercorn's command runs."""
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    names = (task.name for nursery in root.child_nurseries for task in nursery.child_tasks)
+    return "hypercorn.trio.run.worker_serve" in names
+
+
+def on_failure(failure: Failure) -> None:
+    """Say why and end the process at once: Hypercorn would print a traceback, or serve on without our rooms.
+
+    Hypercorn's own exit code may still be 0 (``stack.md``, point 11).
+    """
+    if is_running():
+        say(failure.text)
+        os._exit(failure.code)
+
+
+class _CommandApp:
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _lifespan(self, scope: Message, receive: Receive, send: Send) -> None:
+        command = multiprocessing.parent_process()
+        if command is not None and command.pid is not None:
+            die_with_parent(command.pid)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_swallow_sigterm if command else _turn_sigterm_into_sigint)
+            await self._app(scope, receive, send)
+            nursery.cancel_scope.cancel()
+
+
+async def _swallow_sigterm(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """In the child: SIGTERM to the whole group reaches the command too, which tells us to finish in its own way."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            pass
+
+
+@trio.lowlevel.enable_ki_protection
+async def _turn_sigterm_into_sigint(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """With ``-w 0``: SIGINT is what Hypercorn shuts down for. The protection makes it land in Hypercorn's main task."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        task_status.started()
+        await anext(signals)
+        signal.raise_signal(signal.SIGINT)
+        await anext(signals)
+        os._exit(STOPPED)
