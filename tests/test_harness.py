@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.house.steps import ROOT
+from tests.house import environments, machine, processes
+from tests.house.steps import ROOT, Stop
 
 LEAKING = """
     import os, signal, socket, subprocess, sys, threading
@@ -168,3 +173,95 @@ def test_a_blocked_interpreter_is_ended_at_the_third_stage(tmp_path: Path) -> No
     report = run_pytest(tmp_path, BLOCKING, grace=0.3)
     assert "Timeout (" in report
     assert "test_holds_the_interpreter" in report
+
+
+async def test_a_process_is_awaited_line_by_line_and_killed_with_its_group(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    code = "import subprocess; print('one'); print('two'); subprocess.run(['sleep', '986'])"
+    async with processes.start(nursery, [sys.executable, "-c", code], cwd=tmp_path) as running:
+        assert (await running.wait_for("^t(wo)$"))[1] == "wo"
+        assert (await running.wait_for("one"))[0] == "one"
+    assert running.process.returncode == -signal.SIGKILL
+    assert running.stdout == "one\ntwo\n"
+
+
+async def test_a_process_that_ends_too_early_is_reported_with_its_output(nursery: trio.Nursery, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; print('hello'); sys.exit('sorry')"]
+    async with processes.start(nursery, command, cwd=tmp_path) as running:
+        with pytest.raises(processes.Ended, match=r"(?s)'never'.*hello.*sorry"):
+            await running.wait_for("never")
+        assert await running.wait() == processes.Result(1, "hello\n", "sorry\n")
+
+
+async def test_a_process_that_takes_too_long_is_killed_and_reported(nursery: trio.Nursery, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import signal; print('stuck', flush=True); signal.pause()"]
+    with pytest.raises(processes.Ended, match=r"(?s)still running after 1 s.*stuck"):
+        await processes.run(nursery, command, cwd=tmp_path, seconds=1)
+
+
+def test_processes_under_test_see_no_settings_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HYPHA_PORT", "HYPHA_TEST_ENVS", "PYTHONPATH", "VIRTUAL_ENV", "LISTEN_FDS"):
+        monkeypatch.setenv(name, "1")
+    assert not {"HYPHA_PORT", "HYPHA_TEST_ENVS", "PYTHONPATH", "VIRTUAL_ENV", "LISTEN_FDS"} & set(
+        processes.environ_for()
+    )
+
+
+@pytest.mark.slow
+def test_an_environment_is_reused_only_when_whole_and_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environments, "HOME", tmp_path)
+    broken = environments.Environment("empty", ("pip",), "import no_such_module")
+    with pytest.raises(Stop, match="no_such_module"):
+        environments.ensure(broken)
+    assert broken.python.exists()
+    assert not environments.is_complete(broken, environments.fingerprint(broken, sys.executable))
+    whole = replace(broken, probe="import pip")
+    assert environments.ensure(whole)
+    assert not environments.ensure(whole)
+    changed = replace(whole, probe="import pip, sys")
+    assert not environments.is_complete(changed, environments.fingerprint(changed, sys.executable))
+
+
+def test_a_client_that_does_not_know_this_python_names_the_one_to_install() -> None:
+    old = replace(environments.CLIENTS[0], pythons=((3, 2),))
+    with pytest.raises(Stop, match=r"install python3\.2"):
+        environments.interpreter_for(old)
+
+
+def test_a_machine_without_the_tools_is_told_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setitem(machine.NEEDS, "a browser", (lambda: None, ("chromium-headless-shell",)))
+    with pytest.raises(Stop) as stop:
+        machine.prepare()
+    assert str(stop.value).splitlines()[-1].strip() == (
+        "sudo apt-get update && sudo apt-get install -y --no-install-recommends chromium-headless-shell"
+    )
+
+
+def test_the_tools_of_this_machine_are_found(node: str, npm: str, browser: str) -> None:
+    for path in (node, npm, browser):
+        assert os.access(path, os.X_OK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_one_command_ends_cleanly_when_interrupted(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """Ctrl-C goes to the whole group, SIGTERM to the command alone; pytest ends by itself both times."""
+    (tmp_path / "test_it.py").write_text("import signal\ndef test_it():\n    print('started')\n    signal.pause()\n")
+    command = [sys.executable, "-m", "tests", "-p", "no:cacheprovider", "-s", str(tmp_path / "test_it.py")]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert any(line.endswith("started\n") for line in process.stdout)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        rest = process.stdout.read()
+    assert process.returncode == code, rest
+    assert "KeyboardInterrupt" in rest  # pytest's own summary
+    assert "Traceback" not in rest

@@ -1,4 +1,4 @@
-"""The virtual environments of the tests, below ``.tests`` in the tree. Standard library only.
+"""The virtual environments of the tests, below ``.tests`` in the tree or ``HYPHA_TEST_ENVS``. Standard library only.
 
 An environment is reused while its inputs are the ones that it was built from. The file ``complete`` is written
 last, so a half-built environment is never taken for a whole one.
@@ -21,7 +21,8 @@ from pathlib import Path
 from tests.house.machine import PYTHONS
 from tests.house.steps import ROOT, Stop, run
 
-HOME = ROOT / ".tests"
+#: Where the environments stand; the variable lets several clones share one set.
+HOME = Path(os.environ.get("HYPHA_TEST_ENVS") or ROOT / ".tests").absolute()
 #: The names of the client generations of ``protocol.md`` that are published for Python (A and Bp).
 GENERATIONS = ("0.5.6", "0.5.59")
 
@@ -61,16 +62,21 @@ CLIENTS = tuple(
 def fingerprint(environment: Environment, interpreter: str) -> str:
     """A digest of everything that *environment* is built from."""
     version = subprocess.check_output([interpreter, "-c", "import sys; print(sys.version, sys.base_prefix)"], text=True)
-    inputs = [environment.name, environment.requirements, environment.probe, interpreter, version]
+    inputs: list[object] = [environment.name, environment.requirements, environment.probe, version]
     if environment.editable:
-        inputs.append((ROOT / "pyproject.toml").read_text())
+        import tomllib  # not in the Pythons that are only told that they are too old
+
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        inputs.extend((project["build-system"], project["project"]))
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
 def interpreter_for(environment: Environment) -> str:
     """An interpreter on which *environment* works. Raises :class:`Stop` naming the one to install."""
     if sys.version_info[:2] in environment.pythons:
-        return sys.executable
+        # Not the interpreter of an environment: it may be the very one that is going to be replaced.
+        base = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+        return str(base) if base.exists() else sys.executable
     names = [f"python{major}.{minor}" for major, minor in environment.pythons]
     for name in reversed(names):
         found = shutil.which(name)
@@ -112,7 +118,7 @@ def ensure(environment: Environment) -> bool:
 def _locked() -> Iterator[None]:
     """One builder at a time; a second one waits. Raises :class:`Stop` where this user may not write."""
     try:
-        HOME.mkdir(exist_ok=True)
+        HOME.mkdir(parents=True, exist_ok=True)
         with open(HOME / "lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
