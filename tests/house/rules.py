@@ -1,0 +1,190 @@
+"""The rules of the house that no linter checks without a way around it, as checks of the syntax tree.
+
+Where a rule has exceptions, the files are named here with it, and a file that no longer needs its exception fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+Check = Callable[[ast.AST], bool]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What must not be written, how it is recognised, and the files (below ``hypha/``) in which it may."""
+
+    name: str
+    broken_by: Check
+    allowed_in: Set[str] = frozenset()
+
+
+def _dotted(node: ast.AST) -> str:
+    """``a.b.c`` for a name or an attribute of one, otherwise an empty string."""
+    if isinstance(node, ast.Attribute):
+        inner = _dotted(node.value)
+        return f"{inner}.{node.attr}" if inner else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _called(node: ast.AST) -> str:
+    return _dotted(node.func) if isinstance(node, ast.Call) else ""
+
+
+def _keyword(node: ast.Call, name: str) -> ast.expr | None:
+    return next((keyword.value for keyword in node.keywords if keyword.arg == name), None)
+
+
+def _runs_a_shell(node: ast.AST) -> bool:
+    if _called(node) in {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}:
+        return True
+    shell = _keyword(node, "shell") if isinstance(node, ast.Call) else None
+    return shell is not None and not (isinstance(shell, ast.Constant) and shell.value is False)
+
+
+def _loads_yaml_unsafely(node: ast.AST) -> bool:
+    name = _called(node)
+    if name in {"yaml.load", "yaml.load_all"} and isinstance(node, ast.Call):
+        loader = _keyword(node, "Loader") or next(iter(node.args[1:]), None)
+        return loader is None or _dotted(loader).rpartition(".")[2] not in {"SafeLoader", "CSafeLoader"}
+    return bool(re.fullmatch(r"yaml\.(unsafe|full)_load(_all)?", name))
+
+
+def _reads_the_environment(node: ast.AST) -> bool:
+    names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "os" and any(alias.name in names for alias in node.names)
+    return isinstance(node, ast.Attribute) and _dotted(node) in {f"os.{name}" for name in names}
+
+
+def _catches_everything(node: ast.AST) -> bool:
+    """Whether a handler takes every error and does not raise it again at its end."""
+    if not isinstance(node, ast.ExceptHandler):
+        return False
+    kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+    broad = any(kind is None or _dotted(kind) in {"Exception", "BaseException"} for kind in kinds)
+    last = node.body[-1]
+    return broad and not (isinstance(last, ast.Raise) and last.exc is None)
+
+
+def _hides_everything(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call) or _called(node).rpartition(".")[2] != "suppress":
+        return False
+    return any(_dotted(kind) in {"Exception", "BaseException"} for kind in node.args)
+
+
+def _formats_a_log_line(node: ast.AST) -> bool:
+    owner, _, method = _called(node).rpartition(".")
+    levels = {"debug", "info", "warning", "error", "critical", "exception", "log"}
+    if not isinstance(node, ast.Call) or owner.rpartition(".")[2] not in {"logger", "logging"} or method not in levels:
+        return False
+    texts = node.args[1 if method == "log" else 0 :][:1]
+    return any(not isinstance(text, ast.Constant) for text in texts)
+
+
+def _trusts_a_token_blindly(node: ast.AST) -> bool:
+    if _called(node).endswith("jwt.decode") and isinstance(node, ast.Call):
+        algorithms = _keyword(node, "algorithms")
+        if not isinstance(algorithms, ast.List | ast.Tuple) or not algorithms.elts:
+            return True
+        return any(not isinstance(item, ast.Constant) or item.value == "none" for item in algorithms.elts)
+    return isinstance(node, ast.Constant) and node.value == "verify_signature"
+
+
+def _prints(node: ast.AST) -> bool:
+    return _called(node) in {"print", "sys.stdout.write", "sys.stderr.write"}
+
+
+def _names_an_attribute_at_run_time(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call) or _called(node) not in {"getattr", "setattr", "delattr", "hasattr"}:
+        return False
+    return len(node.args) < 2 or not isinstance(node.args[1], ast.Constant)
+
+
+def _runs_text_as_code(node: ast.AST) -> bool:
+    return _called(node) in {"eval", "exec", "compile", "__import__", "importlib.import_module"}
+
+
+def _starts_a_task(node: ast.AST) -> bool:
+    return _called(node).rpartition(".")[2] in {"start_soon", "spawn_system_task"}
+
+
+RULES = (
+    Rule("no shell", _runs_a_shell),
+    Rule("YAML only by the safe loader", _loads_yaml_unsafely),
+    Rule("the environment is read at the edge", _reads_the_environment, {"server.py"}),
+    Rule(
+        "everything is caught only at a barrier",
+        _catches_everything,
+        {
+            "broker/endpoint.py",  # the call boundary of the server's own functions
+            "lazy.py",  # the start of the application
+            "web/guard.py",  # one connection
+            "worker.py",  # the process
+        },
+    ),
+    Rule("nothing is hidden wholesale", _hides_everything),
+    Rule("log lines are constants with arguments", _formats_a_log_line),
+    Rule("tokens are verified with named algorithms", _trusts_a_token_blindly),
+    Rule("only the banner prints", _prints, {"banner.py"}),
+    Rule(
+        "attributes are named in the source",
+        _names_an_attribute_at_run_time,
+        {"config.py", "command.py"},  # the fields of our own dataclasses, the options of our own parser
+    ),
+    Rule("text is not run as code", _runs_text_as_code),
+    Rule(
+        "tasks start where docs/design.md says that they live",
+        _starts_a_task,
+        {
+            "broker/endpoint.py",  # calls of the server's own services
+            "broker/outbox.py",  # the writer of a full socket
+            "web/ws.py",  # the connection
+            "web/static.py",  # a download, ended when its client goes away
+            "worker.py",  # the orders of the parent
+        },
+    ),
+)
+
+
+def breaches(rule: Rule, source: str) -> list[int]:
+    """The lines of *source* at which *rule* is broken, its exceptions not considered."""
+    return sorted({getattr(node, "lineno", 1) for node in ast.walk(ast.parse(source)) if rule.broken_by(node)})
+
+
+def violations(rule: Rule, package: Path) -> list[str]:
+    """Where *rule* is broken below *package*, and the exceptions that it does not need."""
+    found: list[str] = []
+    unused = set(rule.allowed_in)
+    for path in sorted(package.rglob("*.py")):
+        name = str(path.relative_to(package))
+        lines = breaches(rule, path.read_text())
+        if lines:
+            unused.discard(name)
+        if name not in rule.allowed_in:
+            found += [f"{package.name}/{name}:{line}: {rule.name}" for line in lines]
+    return found + [f"{name} needs no exception from '{rule.name}'; take it out" for name in sorted(unused)]
+
+
+def comments(source: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of every comment in *source*."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def bad_comments(source: str) -> list[str]:
+    """Postponed work, and exemptions from a checker without a code or without a reason behind it."""
+    exemption = re.compile(r"#\s*(noqa|type:\s*ignore)\b")
+    explained = re.compile(r"#\s*(noqa: [A-Z]+[0-9]+(, ?[A-Z]+[0-9]+)*|type: ignore\[[\w, -]+\])\W+\w+.*")
+    return [
+        f"{line}: {text}"
+        for line, text in comments(source)
+        if re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text) or (exemption.search(text) and not explained.search(text))
+    ]
