@@ -1,6 +1,6 @@
 """The rules of the house that no linter checks without a way around it, as checks of the syntax tree.
 
-Where a rule has exceptions, the files are named here with it, and a file that no longer needs its exception fails.
+Where a rule has exceptions, the files are named here with their number of places, and another number fails.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 Check = Callable[[ast.AST], bool]
@@ -18,11 +18,11 @@ Check = Callable[[ast.AST], bool]
 
 @dataclass(frozen=True)
 class Rule:
-    """What must not be written, how it is recognised, and the files (below ``hypha/``) in which it may."""
+    """What must not be written, how it is recognised, and in which files (below ``hypha/``) it may, how often."""
 
     name: str
     broken_by: Check
-    allowed_in: Set[str] = frozenset()
+    exceptions: Mapping[str, int] = field(default_factory=dict)
 
 
 def _dotted(node: ast.AST) -> str:
@@ -118,36 +118,41 @@ def _starts_a_task(node: ast.AST) -> bool:
 RULES = (
     Rule("no shell", _runs_a_shell),
     Rule("YAML only by the safe loader", _loads_yaml_unsafely),
-    Rule("the environment is read at the edge", _reads_the_environment, {"server.py"}),
+    Rule("the environment is read at the edge", _reads_the_environment, {"server.py": 2}),
     Rule(
         "everything is caught only at a barrier",
         _catches_everything,
         {
-            "broker/endpoint.py",  # the call boundary of the server's own functions
-            "lazy.py",  # the start of the application
-            "web/guard.py",  # one connection
-            "worker.py",  # the process
+            "broker/endpoint.py": 1,  # the call boundary of the server's own functions
+            "lazy.py": 1,  # the start of the application
+            "web/guard.py": 1,  # one connection
+            "worker.py": 1,  # the process
         },
     ),
     Rule("nothing is hidden wholesale", _hides_everything),
     Rule("log lines are constants with arguments", _formats_a_log_line),
     Rule("tokens are verified with named algorithms", _trusts_a_token_blindly),
-    Rule("only the banner prints", _prints, {"banner.py"}),
+    Rule("only the banner prints", _prints, {"banner.py": 2}),
     Rule(
         "attributes are named in the source",
         _names_an_attribute_at_run_time,
-        {"config.py", "command.py"},  # the fields of our own dataclasses, the options of our own parser
+        {
+            "config.py": 3,  # the fields of our own dataclasses
+            "command.py": 1,  # the options of our own parser
+            "broker/builtin.py": 1,  # the lists of a workspace, named in a constant
+            "web/guard.py": 1,  # the names of Hypercorn's that are replaced, a table beside it
+        },
     ),
     Rule("text is not run as code", _runs_text_as_code),
     Rule(
         "tasks start where docs/design.md says that they live",
         _starts_a_task,
         {
-            "broker/endpoint.py",  # calls of the server's own services
-            "broker/outbox.py",  # the writer of a full socket
-            "web/ws.py",  # the connection
-            "web/static.py",  # a download, ended when its client goes away
-            "worker.py",  # the orders of the parent
+            "broker/endpoint.py": 1,  # calls of the server's own services
+            "broker/outbox.py": 1,  # the writer of a full socket
+            "web/ws.py": 1,  # the connection
+            "web/static.py": 1,  # a download, ended when its client goes away
+            "worker.py": 1,  # the orders of the parent
         },
     ),
 )
@@ -159,17 +164,14 @@ def breaches(rule: Rule, source: str) -> list[int]:
 
 
 def violations(rule: Rule, package: Path) -> list[str]:
-    """Where *rule* is broken below *package*, and the exceptions that it does not need."""
+    """Where *rule* is broken below *package*, and the exceptions whose number is not the one that is written."""
     found: list[str] = []
-    unused = set(rule.allowed_in)
-    for path in sorted(package.rglob("*.py")):
-        name = str(path.relative_to(package))
-        lines = breaches(rule, path.read_text())
-        if lines:
-            unused.discard(name)
-        if name not in rule.allowed_in:
-            found += [f"{package.name}/{name}:{line}: {rule.name}" for line in lines]
-    return found + [f"{name} needs no exception from '{rule.name}'; take it out" for name in sorted(unused)]
+    places = {str(path.relative_to(package)): breaches(rule, path.read_text()) for path in package.rglob("*.py")}
+    for name in sorted({*places, *rule.exceptions}):
+        lines, fair = places.get(name, []), rule.exceptions.get(name, 0)
+        if len(lines) != fair:
+            found.append(f"{package.name}/{name}: lines {lines}, {fair} allowed: {rule.name}")
+    return found
 
 
 def comments(source: str) -> Iterator[tuple[int, str]]:
