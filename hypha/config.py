@@ -7,9 +7,12 @@ imports it (``decisions.md`` 1).
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from hypha.errors import ConfigError
@@ -17,10 +20,19 @@ from hypha.errors import ConfigError
 KIB = 1024
 MIB = 1024 * KIB
 
-#: First path segments that belong to the server, and therefore name neither a mount nor a workspace.
+#: First path segments that belong to the server (``protocol.md`` 8.1), and therefore name neither a mount nor a
+#: workspace.
 RESERVED_NAMES = frozenset(
     {"ws", "rpc", "health", "api", "apps", "assets", "login", "static", "workspaces", "services", "metrics"}
+    | {"api-docs", "api-redoc"}
 )
+
+#: First path segments that no mount may take. ``public`` is a workspace, and a mount would hide its services.
+_NOT_MOUNTED = RESERVED_NAMES | {"public"}
+
+#: What a browser sends as Origin: scheme, host and perhaps a port.
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +91,30 @@ def parse_mount(text: str, base: Path) -> Mount:
     """Parse ``/path:directory``.
 
     The path ends at the first colon after its leading slash, so a directory may hold colons (``C:\\x``). A
-    relative directory is taken from *base*. Raises :class:`ConfigError` naming the resolved directory when it
-    is missing.
+    relative directory is taken from *base*. Raises :class:`ConfigError` naming the resolved directory when there
+    is none that can be read.
     """
     path, colon, directory = text.partition(":")
-    if not path.startswith("/") or not colon or not directory:
+    if not path.startswith("/") or not colon or not directory or "\0" in directory:
         raise ConfigError(f"static mount {text!r}: write it as /path:directory, for example /tools:./webtools")
+    segments = _parse_segments(f"static mount {text!r}: the path", path)
+    if segments and segments[0] in _NOT_MOUNTED:
+        raise ConfigError(f"static mount {text!r}: /{segments[0]} belongs to the server; choose another path")
+    resolved = os.path.realpath(base / os.path.expanduser(directory))
+    effective = os.access in os.supports_effective_ids
+    if not os.path.isdir(resolved) or not os.access(resolved, os.R_OK | os.X_OK, effective_ids=effective):
+        raise ConfigError(f"static mount {text!r}: there is no directory {resolved} that can be read")
+    return Mount("/" + "/".join(segments), Path(resolved))
+
+
+def _parse_segments(what: str, path: str) -> list[str]:
+    """The segments of a URL path as people read it. Refuses what a request could not name, or would name otherwise."""
     segments = [segment for segment in path.split("/") if segment]
     if any(segment in {".", ".."} for segment in segments):
-        raise ConfigError(f"static mount {text!r}: the path must not contain '.' or '..'")
-    if segments and segments[0] in RESERVED_NAMES:
-        raise ConfigError(f"static mount {text!r}: /{segments[0]} belongs to the server; choose another path")
-    resolved = (base / Path(directory).expanduser()).resolve()
-    if not resolved.is_dir():
-        raise ConfigError(f"static mount {text!r}: there is no directory {resolved}")
-    return Mount(str(PurePosixPath("/", *segments)), resolved)
+        raise ConfigError(f"{what} must not contain '.' or '..'")
+    if any(character in "\\%?#" or not character.isprintable() for character in path):
+        raise ConfigError(f"{what} must be plain text without \\ % ? # (a space is written as a space)")
+    return segments
 
 
 def parse_mounts(texts: list[str], base: Path) -> tuple[Mount, ...]:
@@ -118,7 +139,8 @@ def parse_limits(pairs: Mapping[str, str], base: Limits | None = None) -> Limits
         try:
             values[name] = kinds[name](text)
         except ValueError:
-            raise ConfigError(f"limit {name}: {text!r} is not a number") from None
+            kind = "whole number" if kinds[name] is int else "number"
+            raise ConfigError(f"limit {name}: {text!r} is not a {kind}") from None
         if not 0 < values[name] < 2**53:
             raise ConfigError(f"limit {name}: {text} must be a number above 0 and below 2**53")
     return replace(limits, **values)
@@ -167,12 +189,14 @@ class Config:
         """The configuration of ``hypercorn hypha.server:app``, which has no command line of ours.
 
         Reads ``HYPHA_HOST``, ``HYPHA_PORT``, ``HYPHA_BASE_PATH``, ``HYPHA_PUBLIC_BASE_URL``, ``HYPHA_DATA_DIR``,
-        ``HYPHA_STATIC_MOUNTS`` (separated by spaces or line ends), ``HYPHA_LISTING``, ``HYPHA_FOLLOW_SYMLINKS``,
+        ``HYPHA_STATIC_MOUNTS`` (separated by spaces or line ends; one that holds spaces in quotes),
+        ``HYPHA_LISTING``, ``HYPHA_FOLLOW_SYMLINKS``,
         ``HYPHA_ALLOW_ORIGINS`` (separated by commas), ``HYPHA_LOG_LEVEL`` and ``HYPHA_LIMIT_<NAME>``. They are
-        also the defaults of the command line. Raises :class:`ConfigError`.
+        also the defaults of the command line. An empty one counts as absent. Raises :class:`ConfigError`.
         """
         prefix = "HYPHA_"
-        given = {name[len(prefix) :].lower(): text for name, text in environ.items() if name.startswith(prefix)}
+        set_ones = {name: text for name, text in environ.items() if name.startswith(prefix) and text}
+        given = {name[len(prefix) :].lower(): text for name, text in set_ones.items()}
         limits = {name[len("limit_") :]: text for name, text in given.items() if name.startswith("limit_")}
         values: dict[str, Any] = {"limits": parse_limits(limits)}
         if given.get("host"):
@@ -186,9 +210,9 @@ class Config:
         if given.get("base_path"):
             values["base_path"] = parse_base_path(given["base_path"])
         if given.get("data_dir"):
-            values["data_dir"] = Path(given["data_dir"]).expanduser()
+            values["data_dir"] = parse_data_dir(given["data_dir"])
         if given.get("static_mounts"):
-            values["static_mounts"] = parse_mounts(given["static_mounts"].split(), Path.cwd())
+            values["static_mounts"] = parse_mounts(_split_mounts(given["static_mounts"]), Path.cwd())
         for name in ("listing", "follow_symlinks"):
             if given.get(name):
                 values[name] = _parse_flag(f"HYPHA_{name.upper()}", given[name])
@@ -199,17 +223,14 @@ class Config:
 
 def parse_port(text: str) -> int:
     """A TCP port, 0 meaning any free one. Raises :class:`ConfigError`."""
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65535:
         raise ConfigError(f"port {text!r} must be a whole number from 0 to 65535")
     return int(text)
 
 
 def parse_base_path(text: str) -> str:
-    """``/lab/``, ``lab`` and ``/lab`` all become ``/lab``; ``/`` becomes the empty string."""
-    segments = [segment for segment in text.split("/") if segment]
-    if any(segment in {".", ".."} for segment in segments):
-        raise ConfigError(f"base path {text!r} must not contain '.' or '..'")
-    return "".join(f"/{segment}" for segment in segments)
+    """``/lab/``, ``lab`` and ``/lab`` all become ``/lab``; ``/`` becomes the empty string. Raises ConfigError."""
+    return "".join(f"/{segment}" for segment in _parse_segments(f"base path {text!r}", text))
 
 
 def parse_public_base_url(text: str) -> str:
@@ -221,12 +242,22 @@ def parse_public_base_url(text: str) -> str:
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
-    """Origins separated by commas, or ``*``. Raises :class:`ConfigError` for what is not ``scheme://host``."""
-    origins = tuple(item.strip().rstrip("/") for item in text.split(",") if item.strip())
-    for origin in origins:
-        if origin != "*" and ("://" not in origin or "/" in origin.split("://", 1)[1]):
-            raise ConfigError(f"origin {origin!r}: write it as https://host or https://host:port, or *")
-    return origins
+    """Origins separated by commas, or ``*``; no origin at all when *text* is empty.
+
+    They become what browsers send: lower case, no default port. Raises :class:`ConfigError` for what no browser
+    sends, and for patterns.
+    """
+    return tuple(_parse_origin(item.strip()) for item in text.split(",") if item.strip())
+
+
+def _parse_origin(text: str) -> str:
+    if text == "*":
+        return text
+    match = _ORIGIN.fullmatch(text.lower().rstrip("/"))
+    if match is None:
+        raise ConfigError(f"origin {text!r}: write it as https://host or https://host:port (no patterns), or *")
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" if port in {None, _DEFAULT_PORTS.get(scheme)} else f"{scheme}://{host}:{port}"
 
 
 def parse_log_level(text: str) -> str:
@@ -241,3 +272,21 @@ def _parse_flag(name: str, text: str) -> bool:
     if text.lower() not in known:
         raise ConfigError(f"{name}={text!r}: write 1 or 0")
     return known[text.lower()]
+
+
+def parse_data_dir(text: str) -> Path:
+    """A directory, which need not exist yet. Raises :class:`ConfigError` when it begins with an unknown ``~name``."""
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ConfigError(f"data directory {text!r}: the home directory is not known; write the path in full")
+    return Path(expanded)
+
+
+def _split_mounts(text: str) -> list[str]:
+    """Split at white space, except in quotes. A backslash means itself: it separates directories on Windows."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="")
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+    try:
+        return list(lexer)
+    except ValueError:
+        raise ConfigError(f"HYPHA_STATIC_MOUNTS={text!r}: a quote is not closed") from None
