@@ -2,41 +2,110 @@
 
 from __future__ import annotations
 
-import trio
-from quart_trio import QuartTrio
+import hashlib
+from contextlib import ExitStack
+from typing import Any
 
+import trio
+
+from hypha.broker.broker import Broker
 from hypha.config import Config
+from hypha.store import open_data_dir
+from hypha.web import guard
+from hypha.web.front import Front
+from hypha.web.pages import create_app
+from hypha.web.proxy import Proxy
+from hypha.web.upgrade import Upgrade
+from hypha.web.ws import Connections
+
+_SWEEP_SECONDS = 1.0
 
 
 class Assembly:
-    """One server: its configuration, its ASGI application and its root nursery.
+    """One server as an ASGI application.
 
-    The root nursery belongs to one task that the ASGI lifespan starts (``stack.md`` section 2). It is cancelled
-    after Hypercorn has stopped accepting and its connections have ended.
+    The root nursery belongs to one task that the ASGI lifespan starts (``stack.md`` section 2); the data directory
+    is locked while it is open. It is cancelled after Hypercorn has ended the connections.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.app = QuartTrio("hypha")
-        self.ready = trio.Event()
+        self.is_ready = False
+        self._front: Front | None = None
+        self._connections: Connections | None = None
+        self._nursery: trio.Nursery | None = None
+        self._terminated: Any = None
         self._stop = trio.Event()
         self._done = trio.Event()
-        self.app.before_serving(self._start)
-        self.app.after_serving(self._finish)
+        self._app = create_app(self)
+        self._app.before_serving(self._start)
+        self._app.after_serving(self._finish)
+
+    @property
+    def services_loaded(self) -> bool:
+        """Nothing starts with the server yet, so all of it has."""
+        return self.is_ready
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One ASGI call."""
+        application: Any = self._app if self._front is None else self._front
+        if scope["type"] != "lifespan":
+            self._watch(scope)
+        await application(scope, receive, send)
+
+    def _watch(self, scope: Any) -> None:
+        """Learn from the first connection when Hypercorn shuts down: nobody tells the application in time."""
+        if self._terminated is None and self._nursery is not None and "hypha.guard" in scope.get("extensions", {}):
+            self._terminated = scope["extensions"]["hypha.guard"].terminated
+            self._nursery.start_soon(self._say_goodbye)
+
+    async def _say_goodbye(self) -> None:
+        await self._terminated.wait()
+        self.is_ready = False
+        if self._connections is not None:
+            self._connections.say_goodbye("the server is restarting")
 
     async def _start(self) -> None:
-        await self.app.nursery.start(self._run)
+        await self._app.nursery.start(self._run)
 
     async def _run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         try:
-            async with trio.open_nursery() as nursery:
-                task_status.started()
-                self.ready.set()
-                await self._stop.wait()
-                nursery.cancel_scope.cancel()
+            with ExitStack() as stack:
+                data_dir = stack.enter_context(open_data_dir(self.config.data_dir))
+                key = data_dir.signing_key()
+                broker = Broker(self.config, key, _server_id(key))
+                connections = self._connections = Connections(broker)
+                self._front = Front(self.config, self._app, Upgrade(broker, connections), Proxy(broker))
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(_sweep, broker, connections)
+                    self.is_ready = True
+                    task_status.started()
+                    await self._stop.wait()
+                    nursery.cancel_scope.cancel()
         finally:
+            self.is_ready = False
             self._done.set()
 
     async def _finish(self) -> None:
         self._stop.set()
         await self._done.wait()
+
+
+def _server_id(key: bytes) -> str:
+    """The name of the server on the wire: the same for the life of the data directory (``protocol.md`` 1.6)."""
+    return hashlib.sha256(b"hypha server id" + key).hexdigest()[:22]
+
+
+async def _sweep(broker: Broker, connections: Connections) -> None:
+    """The clock of everything that has a deadline: one task for all."""
+    while True:
+        await trio.sleep(_SWEEP_SECONDS)
+        connections.sweep(trio.current_time())
+        broker.sweep()
+
+
+def build(config: Config) -> Assembly:
+    """The ASGI application of one server. Raises :class:`hypha.errors.ConfigError` for an untested Hypercorn."""
+    guard.install()
+    return Assembly(config)

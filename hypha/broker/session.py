@@ -29,6 +29,8 @@ class Service:
     description: str | None
     since: int
     session: PeerSession
+    #: The service object as its provider last described it, once somebody has asked over HTTP.
+    interface: dict[str, Any] | None = None
 
     @property
     def full_id(self) -> str:
@@ -144,7 +146,10 @@ class PeerSession(Session):
         self.identity = identity
         self.outbox = Outbox(transport, limits.outbox_bytes, limits.outbox_reserve_bytes, dirty)
         self.chunks = ChunkStore(limits.chunked_bytes_per_peer)
+        #: Calls of the server's own services that run for this peer now.
         self.server_calls = 0
+        #: Messages of this peer that could not be read and were dropped.
+        self.malformed = 0
 
     def deliver(self, sender: Session, frame: Frame, to: Address) -> bool:
         wire_to = self.wire_to if to == self.address else Fields.encode({"to": str(to)})

@@ -1,0 +1,193 @@
+"""All that touches Hypercorn's inside: one barrier per connection, bounded sends, and the take-over of websockets.
+
+:func:`install` puts subclasses in the place of three names of Hypercorn 0.18, before it serves; this works under
+``python -m hypha.server``, under the plain ``hypercorn`` command and over memory streams. What is changed, and why
+(measured, ``stack.md``):
+
+* one peer's protocol error must not reach the nursery that all connections share (F1);
+* a peer that stops reading must not hold a send for ever: Hypercorn shields its sends (F2);
+* compression is never negotiated (F4), HTTP/2 never spoken (``decisions.md`` 4);
+* a websocket's stream is handed to :mod:`hypha.web.ws`, with the bytes that came before it was accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any, cast
+
+import hypercorn.protocol
+import hypercorn.protocol.h11
+import hypercorn.trio.run
+import trio
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Body, Data
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.typing import AppWrapper
+
+from hypha.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+_TESTED = ((0, 18), (0, 19))
+_READ_SIZE = 65536
+_SEND_SIZE = 65536  # bytes; a peer that takes none of so many within the deadline has stopped reading
+SEND_SECONDS = 10.0
+_EARLY_LIMIT = 65536  # bytes that may come in before a websocket is taken over
+
+
+class TakeOverFailed(Exception):
+    """The peer left before its websocket was accepted."""
+
+
+class HeldWebsocket(WSStream):
+    """A websocket upgrade whose bytes are held for the take-over instead of being parsed.
+
+    Hypercorn answers bytes that follow the upgrade request in one segment with an error that kills the server; a
+    client that does not wait for the 101 sends just that.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.early = bytearray()
+
+    async def handle(self, event: StreamEvent) -> None:
+        if not isinstance(event, Body | Data):
+            await super().handle(event)
+        elif len(self.early) + len(event.data) <= _EARLY_LIMIT:
+            self.early += event.data
+        else:
+            raise trio.BrokenResourceError("too many bytes before the websocket was accepted")
+
+
+class Http1Only(H11Protocol):
+    """HTTP/1.1 and nothing else: an offer to upgrade to h2c is ignored, as RFC 9110 section 7.8 allows."""
+
+    async def _check_protocol(self, event: Any) -> None:
+        return
+
+
+class GuardedServer(TCPServer):
+    """One connection. Puts itself into the ASGI scope as ``scope["extensions"]["hypha.guard"]``."""
+
+    def __init__(self, app: Any, config: Any, context: Any, state: Any, stream: Any) -> None:
+        async def guarded(scope: Any, receive: Any, send: Any, *spawners: Any) -> None:
+            scope.setdefault("extensions", {})["hypha.guard"] = self
+            await app(scope, receive, send, *spawners)
+
+        super().__init__(cast("AppWrapper", guarded), config, context, state, stream)
+        self._reading = trio.CancelScope()
+        self._parked = trio.Event()
+        self._released = trio.Event()
+        self._taken = False
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            logger.debug("connection broken")
+        except* Exception as group:  # the barrier: one connection's fault stays its own
+            for error in group.exceptions:
+                logger.warning("connection ended by an error: %r", error, exc_info=error)
+
+    @property
+    def terminated(self) -> Any:
+        """The event that is set when Hypercorn begins to shut down."""
+        return self.context.terminated
+
+    async def protocol_send(self, event: Event) -> None:
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            delivered = await self._send_bounded(event.data)
+        if not delivered:
+            await trio.aclose_forcefully(self.stream)
+            await self.protocol.handle(Closed())
+
+    async def _send_bounded(self, data: bytes) -> bool:
+        """Write *data*; False when the peer is gone or took nothing for :data:`SEND_SECONDS`."""
+        view = memoryview(data)
+        try:
+            for start in range(0, len(view), _SEND_SIZE):
+                with trio.fail_after(SEND_SECONDS):
+                    await self.stream.send_all(view[start : start + _SEND_SIZE])
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            return False
+        except trio.Cancelled:
+            # Part of the data may be out: nothing that follows on this stream could be understood.
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self.stream)
+            raise
+        return True
+
+    async def _read_data(self) -> None:
+        while not self._taken:
+            with trio.CancelScope() as self._reading:
+                data = await self._receive()
+            if self._reading.cancelled_caught:
+                break
+            await self.protocol.handle(RawData(data))
+            if not data:
+                break
+        self._parked.set()
+        if self._taken:
+            await self._released.wait()
+        await self.protocol.handle(Closed())
+
+    async def _receive(self) -> bytes:
+        try:
+            return bytes(await self.stream.receive_some(_READ_SIZE))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""
+
+    @asynccontextmanager
+    async def take_over(self, receive: Receive, send: Send) -> AsyncIterator[tuple[trio.abc.Stream, bytes]]:
+        """Accept the websocket and yield its stream and the bytes that came with or before the acceptance.
+
+        Inside, the stream belongs to the caller alone; afterwards it is closed. Raises :class:`TakeOverFailed`
+        when the peer has left already.
+        """
+        held: object = getattr(self.protocol.protocol, "stream", None)
+        if not isinstance(held, HeldWebsocket) or (await receive())["type"] != "websocket.connect":
+            raise TakeOverFailed
+        held.handshake.extensions = None
+        self._taken = True
+        try:
+            await send({"type": "websocket.accept"})
+            self._reading.cancel()
+            await self._parked.wait()
+            if held.closed:
+                raise TakeOverFailed
+            yield self.stream, bytes(held.early)
+        finally:
+            held.closed = True  # the closing frames were ours: Hypercorn has nothing left to say
+            self._released.set()
+
+
+def install() -> None:
+    """Put the guard in place for every Hypercorn server of this process that starts from now on.
+
+    Raises :class:`ConfigError` for a version of Hypercorn with which it was not tested.
+    """
+    found = tuple(int(part) for part in version("hypercorn").split(".")[:2])
+    if not _TESTED[0] <= found < _TESTED[1]:
+        raise ConfigError(
+            f"hypercorn {version('hypercorn')} is installed, but hypha works with >=0.18,<0.19; "
+            "run: pip install 'hypercorn>=0.18,<0.19'"
+        )
+    for module, name, replacement in (
+        (hypercorn.trio.run, "TCPServer", GuardedServer),
+        (hypercorn.protocol, "H11Protocol", Http1Only),
+        (hypercorn.protocol.h11, "WSStream", HeldWebsocket),
+    ):
+        setattr(module, name, replacement)

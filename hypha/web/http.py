@@ -1,0 +1,91 @@
+"""Small pieces of HTTP over ASGI, for the branches that do not go through Quart."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, WebsocketScope
+
+from hypha.config import Limits
+from hypha.errors import CallTimeout, HyphaError, NotAuthenticated, PeerGone, TooLarge
+
+Headers = list[tuple[bytes, bytes]]
+
+JSON = b"application/json"
+MSGPACK = b"application/msgpack"
+
+
+def header(scope: HTTPScope | WebsocketScope, name: bytes) -> str:
+    """The value of a request header, empty when there is none; several are joined as RFC 9110 5.3 says."""
+    return ", ".join(value.decode("latin-1") for key, value in scope["headers"] if key == name)
+
+
+def bearer_token(scope: HTTPScope) -> str | None:
+    """The token of ``Authorization``: ``Bearer <token>`` or the bare token (``protocol.md`` 7.1)."""
+    value = header(scope, b"authorization").strip()
+    scheme, _, rest = value.partition(" ")
+    if not value:
+        return None
+    if not rest:
+        return scheme
+    if scheme.lower() != "bearer":
+        raise NotAuthenticated("write the header as Authorization: Bearer <token>")
+    return rest.strip()
+
+
+async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limits) -> bytes:
+    """The whole request body.
+
+    Raises :class:`TooLarge` over ``http_body_bytes``, :class:`CallTimeout` when it is not complete after
+    ``http_body_seconds``, :class:`PeerGone` when the client leaves before.
+    """
+    announced = header(scope, b"content-length")
+    if announced.isdigit() and int(announced) > limits.http_body_bytes:
+        raise _too_large(limits)
+    parts: list[bytes] = []
+    size = 0
+    with trio.move_on_after(limits.http_body_seconds):
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise PeerGone("the client left before it had sent its request")
+            parts.append(message["body"])
+            size += len(parts[-1])
+            if size > limits.http_body_bytes:
+                raise _too_large(limits)
+            if not message["more_body"]:
+                return b"".join(parts)
+    raise CallTimeout(f"the request body was not complete after http_body_seconds = {limits.http_body_seconds:g}")
+
+
+def _too_large(limits: Limits) -> TooLarge:
+    return TooLarge(f"the request body is larger than http_body_bytes = {limits.http_body_bytes}")
+
+
+async def send_response(
+    send: ASGISendCallable, status: int, content_type: bytes, body: bytes, headers: Headers | None = None
+) -> None:
+    """Send a whole response."""
+    head = [
+        (b"content-type", content_type),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-content-type-options", b"nosniff"),
+        *(headers or []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_json(send: ASGISendCallable, status: int, value: Any, headers: Headers | None = None) -> None:
+    """Send *value* as JSON."""
+    await send_response(send, status, JSON, json.dumps(value, allow_nan=False).encode(), headers)
+
+
+async def send_error(send: ASGISendCallable, error: HyphaError, headers: Headers | None = None) -> None:
+    """Send an error with its status; the body is what both old servers sent (``protocol.md`` 8.2)."""
+    extra = list(headers or [])
+    if error.status == 401:
+        extra.append((b"www-authenticate", b"Bearer"))
+    await send_json(send, error.status, {"success": False, "detail": str(error)}, extra)

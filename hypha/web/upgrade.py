@@ -1,0 +1,131 @@
+"""The websocket handshake: who is it, may it come in, and which generation does it speak (``protocol.md`` 1)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from typing import Any
+from urllib.parse import unquote_plus
+
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
+
+from hypha.broker.broker import Broker, Credentials
+from hypha.config import Limits
+from hypha.errors import HyphaError
+from hypha.web.codec import Closed, Codec
+from hypha.web.guard import GuardedServer, TakeOverFailed
+from hypha.web.http import header
+from hypha.web.ws import Connections
+from hypha.wire.dialect import LEGACY
+
+logger = logging.getLogger(__name__)
+
+_LEGACY_KEYS = ("client_id", "workspace", "token", "reconnection_token")
+#: What the websockets library writes; all published Python clients use it with its limit of 1 MiB a message.
+_PYTHON_CLIENT = re.compile(r"Python/\S+ websockets/")
+_HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}")
+
+
+class Upgrade:
+    """Turns websocket requests into attached sessions."""
+
+    def __init__(self, broker: Broker, connections: Connections) -> None:
+        self._broker = broker
+        self._connections = connections
+
+    async def serve(self, scope: WebsocketScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Serve one websocket from its handshake to its end."""
+        extensions: Any = scope.get("extensions", {})
+        guard: GuardedServer = extensions["hypha.guard"]
+        query = parse_query(scope["query_string"])
+        try:
+            if any(key in query for key in _LEGACY_KEYS):
+                await self._legacy(guard, query, scope, receive, send)
+            else:
+                await self._modern(guard, receive, send)
+        except TakeOverFailed:
+            logger.debug("a client left during the handshake")
+
+    async def _legacy(
+        self,
+        guard: GuardedServer,
+        query: dict[str, str],
+        scope: WebsocketScope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+    ) -> None:
+        """Credentials are in the query. A refusal is 403 before the upgrade: anything else hangs these clients."""
+        try:
+            admission = self._broker.admit(Credentials(*(query.get(key) for key in _LEGACY_KEYS)))
+        except HyphaError as exc:
+            logger.info("refused a client: %s", exc)
+            await refuse_upgrade(send, 403, str(exc))
+            return
+        async with guard.take_over(receive, send) as (stream, early):
+            await self._connections.serve(
+                stream,
+                early,
+                admission,
+                LEGACY,
+                frame_limit=frame_limit(scope, self._broker.limits),
+                base_url=base_url(scope, self._broker.config.base_path),
+            )
+
+    async def _modern(self, guard: GuardedServer, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Credentials would come in a first text frame. Refused with the words that these clients show."""
+        async with guard.take_over(receive, send) as (stream, early):
+            codec = Codec(self._broker.limits.frame_bytes)
+            with trio.move_on_after(self._broker.limits.handshake_seconds):
+                await _first_message(codec, stream, early)
+                text = "this version of the server speaks with imjoy-rpc 0.5 clients only, not yet with hypha-rpc"
+                await stream.send_all(codec.text(json.dumps({"type": "error", "message": text})))
+                await stream.send_all(codec.close(1008, text))
+
+
+async def _first_message(codec: Codec, stream: trio.abc.Stream, early: bytes) -> None:
+    data = early
+    while True:
+        for item in codec.feed(data):
+            if isinstance(item, str | bytes | Closed):
+                return
+        data = bytes(await stream.receive_some())
+        if not data:
+            raise TakeOverFailed
+
+
+def parse_query(query: bytes) -> dict[str, str]:
+    """The parameters of a legacy handshake. The clients do not escape their values (``protocol.md`` 1.2)."""
+    found: dict[str, str] = {}
+    for part in query.decode("utf-8", errors="replace").split("&"):
+        name, equals, value = part.partition("=")
+        if equals:
+            # A plus is a plus: nobody writes forms here, and user-made names may hold one.
+            found[name] = unquote_plus(value.replace("+", "%2B"))
+    return found
+
+
+def frame_limit(scope: WebsocketScope, limits: Limits) -> int:
+    """The largest frame that the client takes (``decisions.md`` 11)."""
+    if _PYTHON_CLIENT.match(header(scope, b"user-agent")):
+        return limits.python_frame_bytes
+    return limits.frame_bytes
+
+
+def base_url(scope: WebsocketScope, base_path: str) -> str:
+    """The server's address as this client reached it, for its information."""
+    host = header(scope, b"host")
+    if not _HOST.fullmatch(host):
+        name, port = scope["server"] or ("localhost", None)
+        host = f"{name}:{port}" if port else name
+    scheme = "https" if scope["scheme"] == "wss" else "http"
+    return f"{scheme}://{host}{base_path}"
+
+
+async def refuse_upgrade(send: ASGISendCallable, status: int, detail: str) -> None:
+    """Answer a websocket request with an HTTP response."""
+    body = json.dumps({"success": False, "detail": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,257 @@
+"""One websocket: from its bytes to the router, from the outbox to its bytes. Knows no Hypercorn.
+
+The connection's task parses and routes every frame of a chunk, then flushes each touched outbox once
+(``decisions.md`` 6 and 7). Its nursery holds the calls of the server's services that the peer makes, and a writer
+while the socket is full; all of them end with the connection.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from hypha.broker.broker import Admission, Broker
+from hypha.broker.session import PeerSession, header_bounds
+from hypha.config import Limits
+from hypha.errors import HyphaError, ProtocolViolation
+from hypha.web.codec import Closed, Codec, Reply, message_head
+from hypha.wire.dialect import Dialect
+from hypha.wire.frame import Buffer, Frame, parse_frame
+
+logger = logging.getLogger(__name__)
+
+_READ_SIZE = 65536
+_WRITE_PARTS = 512  # buffers in one gathering write; the kernel takes at most 1024
+_GOODBYE_SECONDS = 1.0
+CLEAN_CODES = frozenset({1000, 1001})
+
+
+class WebsocketTransport:
+    """The socket that serves a session (:class:`hypha.broker.outbox.Transport`)."""
+
+    def __init__(self, stream: trio.abc.Stream, nursery: trio.Nursery, limits: Limits) -> None:
+        self.codec = Codec(limits.frame_bytes)
+        self.stream = stream
+        self.reading = trio.CancelScope()
+        self.ending: tuple[int, str] | None = None
+        self.heard_at = self.pinged_at = trio.current_time()
+        self._nursery = nursery
+        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
+        if self._socket is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Unacknowledged data means that the network is gone (decisions.md 9).
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.silence_seconds * 1000))
+
+    def frame(self, size: int) -> bytes:
+        return message_head(size)
+
+    def write_now(self, buffers: Sequence[Buffer]) -> int:
+        # The descriptor is asked for each time: a number kept after the close could be another connection's.
+        descriptor = -1 if self._socket is None else self._socket.fileno()
+        if descriptor < 0:
+            return 0
+        try:
+            return os.writev(descriptor, list(itertools.islice(buffers, _WRITE_PARTS)))
+        except OSError:
+            return 0  # full, or broken: the writer task finds out which
+
+    async def send_all(self, data: Buffer) -> None:
+        await self.stream.send_all(data)
+
+    def start_soon(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        self._nursery.start_soon(task, *args)
+
+    def close(self, code: int, reason: str) -> None:
+        if self.ending is None:
+            self.ending = (code, reason)
+            self.reading.cancel()
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """An attached session and its transport; what the sweeper looks at."""
+
+    broker: Broker
+    session: PeerSession
+    transport: WebsocketTransport
+
+    async def read_all(self) -> int:
+        """Read and route until the connection ends. Returns the close code, 1006 when there was none."""
+        transport = self.transport
+        while True:
+            try:
+                data = await transport.stream.receive_some(_READ_SIZE)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return 1006
+            if not data:
+                return 1006
+            transport.heard_at = trio.current_time()
+            closed = await self.take(bytes(data))
+            if closed is not None:
+                return closed
+
+    async def take(self, data: bytes) -> int | None:
+        """Route every message of a chunk, giving way after each turn. Returns a close code at the end."""
+        limits = self.broker.limits
+        frames, started = 0, time.perf_counter()
+        for item in self.transport.codec.feed(data):
+            if isinstance(item, bytes):
+                await self._message(item)
+            elif isinstance(item, Reply):
+                self.session.outbox.put_raw(item.data)
+            else:
+                return self._end(item)
+            frames += 1
+            if frames >= limits.turn_frames or time.perf_counter() - started > limits.turn_seconds:
+                self.broker.flush()
+                await trio.lowlevel.checkpoint()
+                frames, started = 0, time.perf_counter()
+        self.broker.flush()
+        return None
+
+    def _end(self, item: Closed | str) -> int:
+        """The end of the conversation: the peer said goodbye, or said something that this server does not take."""
+        if isinstance(item, Closed) and item.by_peer:
+            self.session.outbox.put_raw(item.reply)
+            self.broker.flush()
+            return item.code
+        if isinstance(item, Closed):
+            self.transport.close(item.code, item.reason)
+        else:
+            self.transport.close(1003, "this client generation sends binary messages only")
+        return 1006
+
+    async def _message(self, data: bytes) -> None:
+        try:
+            frame = parse_frame(data, header_bounds(self.broker.limits))
+        except ProtocolViolation as exc:
+            self.session.malformed += 1
+            logger.info("dropped a message from %s: %s", self.session.name, exc)
+            return
+        blocked = self.broker.router.route(self.session, frame)
+        if blocked is not None:
+            await self._wait_and_route(frame, blocked)
+
+    async def _wait_and_route(self, frame: Frame, blocked: PeerSession | None) -> None:
+        """The only wait of the frame path: for room at a slow target, which is cut when there is none in time."""
+        deadline = trio.current_time() + self.broker.limits.stall_seconds
+        while blocked is not None:
+            self.broker.flush()
+            with trio.move_on_at(deadline) as scope:
+                await blocked.outbox.wait_room()
+            if scope.cancelled_caught:
+                cut(self.broker, blocked, "took its messages too slowly")
+            blocked = self.broker.router.route(self.session, frame)
+
+    def sweep(self, now: float) -> None:
+        """Once a second: ping, and end what is silent or stalled (``decisions.md`` 8 and 9)."""
+        limits, transport, outbox = self.broker.limits, self.transport, self.session.outbox
+        patience = limits.busy_silence_seconds if self.session.inbound else limits.silence_seconds
+        if now - transport.heard_at > patience:
+            cut(self.broker, self.session, "was silent for too long")
+        elif outbox.stalled_since is not None and now - outbox.stalled_since > limits.stall_seconds:
+            cut(self.broker, self.session, "stopped reading")
+        elif now - transport.pinged_at >= limits.ping_seconds:
+            transport.pinged_at = now
+            outbox.put_raw(transport.codec.ping())
+
+
+def cut(broker: Broker, session: PeerSession, reason: str) -> None:
+    """End the session of a peer that hurts others or is lost; its callers know at once, and it may come back."""
+    logger.warning("%s %s: disconnected", session.name, reason)
+    session.transport.close(1012, f"the client {reason}")
+    broker.leave(session, clean=False)
+
+
+class Connections:
+    """The websockets that are open now."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._open: set[Connection] = set()
+        self._ending: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def sweep(self, now: float) -> None:
+        """Once a second; *now* is trio time."""
+        for connection in list(self._open):
+            connection.sweep(now)
+        self._broker.flush()
+
+    def say_goodbye(self, reason: str) -> None:
+        """Tell every client to come back later (1012), and those that are just arriving too."""
+        self._ending = reason
+        for connection in self._open:
+            connection.transport.close(1012, reason)
+
+    async def serve(
+        self,
+        stream: trio.abc.Stream,
+        early: bytes,
+        admission: Admission,
+        dialect: Dialect,
+        *,
+        frame_limit: int,
+        base_url: str,
+    ) -> None:
+        """Serve an accepted websocket until it ends. Takes and closes *stream*. Cancel it freely."""
+        async with trio.open_nursery() as nursery:
+            transport = WebsocketTransport(stream, nursery, self._broker.limits)
+            try:
+                session = self._broker.attach(admission, dialect, transport, frame_limit=frame_limit, base_url=base_url)
+                await self._run(Connection(self._broker, session, transport), early)
+            except HyphaError as exc:
+                transport.close(exc.close_code, str(exc))
+            finally:
+                nursery.cancel_scope.cancel()
+                await _goodbye(transport)
+
+    async def _run(self, connection: Connection, early: bytes) -> None:
+        session, transport = connection.session, connection.transport
+        logger.info("%s connected", session.name)
+        code: int | None = 1006
+        self._open.add(connection)
+        try:
+            if self._ending is not None:
+                transport.close(1012, self._ending)
+            with transport.reading:
+                code = await connection.take(early) if early else None
+                if code is None:
+                    code = await connection.read_all()
+            if transport.ending is not None:
+                code = transport.ending[0]
+                await self._drain(session)
+        finally:
+            self._open.discard(connection)
+            clean = code in CLEAN_CODES
+            self._broker.leave(session, clean=clean)
+            logger.info("%s disconnected (code %s, %d malformed)", session.name, code, session.malformed)
+
+    async def _drain(self, session: PeerSession) -> None:
+        with trio.move_on_after(_GOODBYE_SECONDS):
+            while session.open and session.outbox.pending:
+                await session.outbox.wait_room()
+
+
+async def _goodbye(transport: WebsocketTransport) -> None:
+    """Send the close frame, wait a moment for the peer's, close. Bounded, also under cancellation."""
+    stream = transport.stream
+    with trio.move_on_after(_GOODBYE_SECONDS, shield=True):
+        try:
+            if transport.ending is not None:
+                await stream.send_all(transport.codec.close(*transport.ending))
+                # A close with unread bytes in the buffer resets the connection, and the close frame would be lost.
+                while await stream.receive_some(_READ_SIZE):
+                    pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            pass  # the peer is gone: nobody is left to be told
+    await trio.aclose_forcefully(stream)
