@@ -107,7 +107,8 @@ class StaticMounts:
         The path comes from *scope* and includes ``root_path``, as ASGI has it. The file is read in chunks, as fast
         as *send* takes them. A client that goes away ends the reading. A file that becomes shorter meanwhile ends
         the answer without a last body event, so that the server closes the connection. Safe to cancel: nothing
-        stays open. Raises only what *receive* and *send* raise.
+        stays open. Raises what *receive* and *send* raise, and OSError when the disk fails half way, each in an
+        ExceptionGroup.
         """
         if scope["method"] == "OPTIONS":
             await _respond(scope, send, HTTPStatus.NO_CONTENT, [_ALLOW])
@@ -202,7 +203,7 @@ class StaticMounts:
             size = min(CHUNK_BYTES, part.stop - position)
             chunk = await trio.to_thread.run_sync(os.pread, fd, size, position, limiter=self._threads)
             if not chunk:
-                logger.warning("a file became shorter while it was sent; the connection ends at byte %d", position)
+                logger.warning("a file became shorter while it was sent; its answer ends at byte %d", position)
                 return
             position += len(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
