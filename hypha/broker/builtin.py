@@ -182,7 +182,7 @@ class WorkspaceService:
 
     async def get_summary(self, call: ServerCall) -> dict[str, Any]:
         """What is in the workspace."""
-        services = [_summary(service) for service in call.workspace.services()]
+        services = [summary(service) for service in call.workspace.services()]
         return {
             "name": call.workspace.name,
             "description": call.workspace.description,
@@ -294,11 +294,11 @@ class WorkspaceService:
         if isinstance(query, str):
             query = None if query == "public" else {"workspace": query}
             services = self._registry.public_services() if query is None else self._services_in(call, query)
-            return [_summary(service) for service in self._listable(call, services)]
+            return [summary(service) for service in self._listable(call, services)]
         if query is not None and not isinstance(query, dict):
             raise InvalidArgument("list_services takes a workspace name, 'public' or a map of what to match")
         filters = dict(query or {})
-        found = [_summary(service) for service in self._listable(call, self._services_in(call, filters))]
+        found = [summary(service) for service in self._listable(call, self._services_in(call, filters))]
         filters.pop("workspace", None)
         return [entry for entry in found if all(entry.get(key) == value for key, value in filters.items())]
 
@@ -456,7 +456,7 @@ def _parse_text(text: str) -> ServiceQuery:
     return wanted
 
 
-def _summary(service: Service) -> dict[str, Any]:
+def summary(service: Service) -> dict[str, Any]:
     """A service in a list (``protocol.md`` 5.6)."""
     summary: dict[str, Any] = {
         "id": service.full_id,

@@ -15,7 +15,8 @@ from hypha.config import RESERVED_NAMES, Config
 from hypha.errors import ProtocolViolation
 from hypha.web.cors import Cors
 from hypha.web.http import header, send_error, send_json
-from hypha.web.proxy import Proxy, parse_path
+from hypha.web.lookup import parse_path
+from hypha.web.proxy import Proxy
 from hypha.web.static import StaticMounts
 from hypha.web.upgrade import Upgrade, refuse_upgrade
 

@@ -1,0 +1,114 @@
+"""The arguments of an HTTP call, from its query and its body (A20, ``protocol.md`` 8.2)."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgpack
+from hypercorn.typing import ASGIReceiveCallable, HTTPScope
+
+from hypha.config import Limits
+from hypha.errors import InvalidArgument, UnsupportedContent
+from hypha.web.http import header, read_body
+
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_MAX_INT = 2**63 - 1
+#: Query parameters that speak to the server and are not passed on.
+_OPTIONS = frozenset({"_args", "_timeout"})
+
+
+@dataclass(slots=True)
+class Arguments:
+    """What a function is called with. *patience*: seconds of silence after which the caller gives up."""
+
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    patience: float | None = None
+
+
+async def read_arguments(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limits) -> Arguments:
+    """Read them all. Raises :class:`InvalidArgument`, :class:`UnsupportedContent` and what ``read_body`` raises."""
+    try:
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="strict")
+    except ValueError as exc:
+        raise InvalidArgument(f"the query cannot be read: {exc}") from exc
+    options = {name: texts[-1] for name, texts in query.items() if name in _OPTIONS}
+    found = Arguments(patience=_patience(options.get("_timeout")))
+    found.kwargs = {name: _parameter(texts) for name, texts in query.items() if name not in _OPTIONS}
+    if "_args" in options:
+        found.args, more = _as_arguments(_parse_json(options["_args"].encode(), "_args"))
+        found.kwargs.update(more)
+    if scope["method"] == "POST":
+        found.kwargs.update(_body_arguments(scope, await read_body(scope, receive, limits)))
+    return found
+
+
+def _parameter(texts: list[str]) -> Any:
+    """A query parameter: numbers become numbers, several of one name become a list (A20)."""
+    found = [_coerce(text) for text in texts]
+    return found[0] if len(found) == 1 else found
+
+
+def _coerce(text: str) -> str | int | float:
+    """A number when *text* is written as JSON writes numbers. ``007``, ``nan`` and ``true`` stay text."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return text
+    if match.group(2) is None and match.group(3) is None:
+        number = int(text)
+        return number if abs(number) <= _MAX_INT else text
+    value = float(text)
+    return value if abs(value) != float("inf") else text
+
+
+def _body_arguments(scope: HTTPScope, body: bytes) -> dict[str, Any]:
+    """The keyword arguments in a request body: a map in JSON or msgpack. An empty body has none."""
+    kind = header(scope, b"content-type").partition(";")[0].strip().lower() or "application/json"
+    if header(scope, b"content-encoding").strip().lower() not in {"", "identity"}:
+        raise UnsupportedContent("send the body without Content-Encoding")
+    if not body:
+        return {}
+    if kind == "application/json":
+        arguments = _parse_json(body, "the body")
+    elif kind == "application/msgpack":
+        arguments = _parse_msgpack(body)
+    else:
+        raise UnsupportedContent(f"Content-Type {kind[:100]!r}: send application/json or application/msgpack")
+    if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
+        raise InvalidArgument("the body must be a map of argument names to values")
+    return arguments
+
+
+def _parse_json(text: bytes, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidArgument(f"{what} is not valid JSON: {exc}") from exc
+
+
+def _parse_msgpack(body: bytes) -> Any:
+    try:
+        return msgpack.unpackb(body, strict_map_key=True)
+    except ValueError as exc:
+        raise InvalidArgument(f"the body is not one msgpack value: {exc}") from exc
+
+
+def _as_arguments(value: Any) -> tuple[list[Any], dict[str, Any]]:
+    if isinstance(value, list):
+        return value, {}
+    if isinstance(value, dict):
+        return [], value
+    raise InvalidArgument("_args must be a JSON list of arguments or a JSON map of argument names to values")
+
+
+def _patience(text: str | None) -> float | None:
+    if text is None:
+        return None
+    number = _coerce(text)
+    if isinstance(number, str) or not 0 < number <= 86400:
+        raise InvalidArgument("_timeout must be a number of seconds from above 0 to 86400")
+    return float(number)

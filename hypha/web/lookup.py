@@ -1,0 +1,117 @@
+"""Which service and which function a path means, and as whom a request calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from hypha.broker.access import Level, Principal, level_in
+from hypha.broker.broker import Broker
+from hypha.broker.registry import Workspace, not_found_hint
+from hypha.broker.session import Service
+from hypha.errors import NotFound
+from hypha.wire import values
+from hypha.wire.address import HTTP_CLIENT, Address, parse_service_id
+from hypha.wire.frame import Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a path names."""
+
+    workspace: str
+    service: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """As whom an HTTP request calls. *source*: the address that the function sees as ``from``."""
+
+    principal: Principal
+    source: Address
+
+    def stamp(self) -> Fields:
+        """What the called function sees of the caller."""
+        home = self.source.workspace
+        return Fields.encode({"from": str(self.source), "user": self.principal.to_wire(home), "ws": home})
+
+
+def parse_path(path: str) -> Target | None:
+    """The target of an undecoded *path*, or None when it is not the path of a function."""
+    segments = [unquote(segment) for segment in path.split("/")]
+    if len(segments) < 5 or segments[0] or segments[2] != "services" or not all(segments[1:]):
+        return None
+    keys = tuple(key for segment in segments[4:] for key in segment.split("."))
+    return Target(segments[1], segments[3], keys)
+
+
+def resolve(broker: Broker, target: Target, principal: Principal) -> tuple[Service, Caller]:
+    """The oldest service of that name that the principal may call. One answer for all others: 404."""
+    wanted = parse_service_id(target.service)
+    registry = broker.registry
+    workspace = registry.workspaces.get(target.workspace)
+    hint = ""
+    if workspace is not None and wanted.workspace is None:
+        caller = caller_in(principal, workspace)
+        same = [
+            service
+            for service in registry.named(wanted.service)
+            if service.workspace == workspace.name and wanted.client in {None, service.client}
+        ]
+        permitted = registry.callable_by(principal, caller.source.workspace, same)
+        if permitted:
+            return permitted[0], caller
+        hint = not_found_hint(registry.near_names(wanted.service, principal, workspace.name))
+    asked = f"no service {target.service!r} in workspace {target.workspace!r}"
+    raise NotFound(f"{asked}, or it is not visible without a token{hint}")
+
+
+def caller_in(principal: Principal, workspace: Workspace) -> Caller:
+    """Members call from inside the workspace, everybody else from their own (``decisions.md`` 22)."""
+    inside = level_in(principal, workspace) >= Level.READ
+    home = workspace.name if inside else principal.home or principal.id
+    return Caller(principal, Address(home, HTTP_CLIENT))
+
+
+async def fetch(broker: Broker, service: Service) -> dict[str, Any]:
+    """The service object as its provider describes it now. Raises what :meth:`ServerSession.call` raises."""
+    value = await broker.server.call(service.session, "services.built-in.get_service", [service.id])
+    if not isinstance(value, dict):
+        raise NotFound(f"service {service.id!r} is not offered by its client any more")
+    return value
+
+
+async def plain_value(broker: Broker, service: Service, keys: tuple[str, ...]) -> tuple[Any] | None:
+    """None when *keys* name a function of the service; otherwise the value that they name, in a tuple.
+
+    What functions a service has is asked once and remembered with the registration, so that an unknown name is told
+    at once, also for providers that never answer to one (``protocol.md`` 11.10). Raises :class:`NotFound`.
+    """
+    if service.interface is not None and values.is_method(_lookup(service.interface, keys)):
+        return None
+    service.interface = await fetch(broker, service)  # not seen yet, or a value, which may have changed
+    found = _lookup(service.interface, keys)
+    if values.is_method(found):
+        return None
+    if found is _MISSING:
+        names = [name for name, value in service.interface.items() if values.is_method(value)]
+        known = f"; it has {', '.join(sorted(names))}" if names else ""
+        raise NotFound(f"service {service.id!r} has no function {'.'.join(keys)!r}{known}")
+    return (found,)
+
+
+_MISSING = object()
+
+
+def _lookup(value: Any, keys: tuple[str, ...]) -> Any:
+    """Walk maps and lists by *keys*; private names are nobody's business."""
+    for key in keys:
+        if isinstance(value, dict) and key in value and not key.startswith("_"):
+            value = value[key]
+        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return _MISSING
+    return value
