@@ -13,6 +13,7 @@ from hypha.config import Config
 from hypha.store import open_data_dir
 from hypha.web import guard
 from hypha.web.front import Front
+from hypha.web.listing import add_routes
 from hypha.web.pages import create_app
 from hypha.web.proxy import Proxy
 from hypha.web.upgrade import Upgrade
@@ -31,6 +32,7 @@ class Assembly:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.is_ready = False
+        self._broker: Broker | None = None
         self._front: Front | None = None
         self._connections: Connections | None = None
         self._nursery: trio.Nursery | None = None
@@ -38,6 +40,7 @@ class Assembly:
         self._stop = trio.Event()
         self._done = trio.Event()
         self._app = create_app(self)
+        add_routes(self._app, self._the_broker)
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
 
@@ -65,6 +68,10 @@ class Assembly:
         if self._connections is not None:
             self._connections.say_goodbye("the server is restarting")
 
+    def _the_broker(self) -> Broker:
+        assert self._broker is not None, "requests come after the start of the lifespan"
+        return self._broker
+
     async def _start(self) -> None:
         await self._app.nursery.start(self._run)
 
@@ -73,7 +80,7 @@ class Assembly:
             with ExitStack() as stack:
                 data_dir = stack.enter_context(open_data_dir(self.config.data_dir))
                 key = data_dir.signing_key()
-                broker = Broker(self.config, key, _server_id(key))
+                broker = self._broker = Broker(self.config, key, _server_id(key))
                 connections = self._connections = Connections(broker)
                 self._front = Front(self.config, self._app, Upgrade(broker, connections), Proxy(broker))
                 async with trio.open_nursery() as nursery:

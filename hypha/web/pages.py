@@ -11,7 +11,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 import hypha
-from hypha.errors import internal_error
+from hypha.errors import HyphaError, internal_error
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -95,6 +95,14 @@ def create_app(health: Health) -> QuartTrio:
         for name, value in error.get_headers():
             if name.lower() in {"allow", "location", "retry-after"}:
                 response.headers[name] = value
+        return response
+
+    @app.errorhandler(HyphaError)
+    async def refusal(error: HyphaError) -> Response:
+        response = jsonify({"success": False, "detail": str(error)})
+        response.status_code = error.status
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            response.headers["WWW-Authenticate"] = "Bearer"
         return response
 
     @app.errorhandler(Exception)

@@ -1,0 +1,89 @@
+"""What there is: workspaces and services over HTTP (``protocol.md`` 8.1). Everybody sees only what they may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from hypercorn.typing import HTTPScope
+from quart import Response, jsonify, request
+from quart_trio import QuartTrio
+
+from hypha.broker.access import Action, Level, Principal, level_in, may
+from hypha.broker.broker import Broker
+from hypha.broker.builtin import summary
+from hypha.broker.registry import Workspace
+from hypha.broker.session import Service
+from hypha.errors import NotFound
+from hypha.web.http import bearer_token
+from hypha.web.lookup import Target, fetch, resolve
+from hypha.wire import values
+
+
+def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
+    """Add the routes to *app*. *broker_of* gives the broker once the server has started."""
+
+    def asker() -> tuple[Broker, Principal]:
+        broker = broker_of()
+        return broker, broker.authenticate(bearer_token(cast(HTTPScope, request.scope)))
+
+    @app.get("/workspaces")
+    async def workspaces() -> Response:
+        return jsonify(sorted(place.name for place in _visible(*asker())))
+
+    @app.get("/api/stats")
+    async def stats() -> Response:
+        broker, principal = asker()
+        seen = list(_visible(broker, principal))
+        return jsonify(
+            {
+                "workspace_count": len(seen),
+                "service_count": sum(len(_listed(broker, principal, place)) for place in seen),
+                "workspaces": sorted(place.name for place in seen),
+            }
+        )
+
+    @app.get("/<workspace>/info")
+    async def info(workspace: str) -> Response:
+        broker, principal = asker()
+        place = broker.registry.workspaces.get(workspace)
+        if place is None or not may(principal, Action.READ, place).allowed:
+            raise _hidden(workspace)
+        return jsonify(place.describe())
+
+    @app.get("/<workspace>/services", strict_slashes=False)
+    async def services(workspace: str) -> Response:
+        broker, principal = asker()
+        place = broker.registry.workspaces.get(workspace)
+        listed = _listed(broker, principal, place) if place is not None else []
+        if not listed and (place is None or level_in(principal, place) is Level.NONE):
+            raise _hidden(workspace)
+        return jsonify([summary(service) for service in listed])
+
+    @app.get("/<workspace>/services/<service_id>", strict_slashes=False)
+    async def service(workspace: str, service_id: str) -> Response:
+        broker, principal = asker()
+        found, _ = resolve(broker, Target(workspace, service_id, ()), principal)
+        return jsonify(await _described(broker, found))
+
+
+def _hidden(workspace: str) -> NotFound:
+    return NotFound(f"no workspace {workspace!r}, or it is not visible without a token")
+
+
+def _visible(broker: Broker, principal: Principal) -> Iterator[Workspace]:
+    """Workspaces that the asker belongs to, and those with something public in them."""
+    for place in broker.registry.workspaces.values():
+        if level_in(principal, place) is not Level.NONE or _listed(broker, principal, place):
+            yield place
+
+
+def _listed(broker: Broker, principal: Principal, place: Workspace) -> list[Service]:
+    home = place.name if level_in(principal, place) is not Level.NONE else principal.id
+    return broker.registry.listable_by(principal, home, place.services())
+
+
+async def _described(broker: Broker, service: Service) -> dict[str, Any]:
+    """The service object with its functions as text, under the address at which it was found."""
+    plain = values.to_json(await fetch(broker, service), broker.limits.json_array_bytes)
+    return {**plain, "id": service.full_id}
