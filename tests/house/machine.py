@@ -1,4 +1,4 @@
-"""What the machine must bring: Python with venv, Node with npm, a browser.
+"""What the machine must bring: Python with venv, Node with npm, curl for the examples of the docs, a browser.
 
 Standard library only. As root the missing parts are installed with ``apt-get``; otherwise :func:`prepare` raises
 before anything is changed, with the one line that installs them.
@@ -77,6 +77,7 @@ NEEDS: dict[str, tuple[Callable[[], str | None], tuple[str, ...]]] = {
     "Python's venv": (find_venv, (f"python{sys.version_info.major}.{sys.version_info.minor}-venv",)),
     f"Node {NODE_AT_LEAST} or newer": (find_node, ("nodejs",)),
     "npm": (find_npm, ("npm",)),
+    "curl": (lambda: shutil.which("curl"), ("curl",)),
     "a browser": (find_browser, ("chromium-headless-shell",)),
 }
 

@@ -71,14 +71,14 @@ class Running:
         """What has come so far."""
         return self._output["stderr"]
 
-    async def wait_for(self, pattern: str) -> re.Match[str]:
-        """Wait until a whole line of standard output matches *pattern* somewhere, and return the match.
+    async def wait_for(self, pattern: str, stream: str = "stdout") -> re.Match[str]:
+        """Wait until a whole line of *stream* matches *pattern* somewhere, and return the match.
 
         Raises :class:`Ended` when the output ends first. Safe to cancel.
         """
         while True:
-            news, closed = self._news, self._closed["stdout"].is_set()
-            for line in self.stdout.splitlines(keepends=True):
+            news, closed = self._news, self._closed[stream].is_set()
+            for line in self._output[stream].splitlines(keepends=True):
                 match = re.search(pattern, line)
                 if match and line.endswith("\n"):
                     return match
