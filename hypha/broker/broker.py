@@ -107,7 +107,7 @@ class Broker:
     # --- coming -----------------------------------------------------------------------------------------------
 
     def admit(self, credentials: Credentials) -> Admission:
-        """Decide whether a client gets in, and where. Changes nothing but creating its own workspace.
+        """Decide whether a client gets in, and where. Changes nothing: the client may leave before it is accepted.
 
         Raises a :class:`HyphaError` that says why not.
         """
@@ -115,10 +115,9 @@ class Broker:
         if credentials.reconnection_token:
             return self._readmit(client_id, self.tokens.verify_resumption(credentials.reconnection_token))
         principal = self.authenticate(credentials.token)
-        workspace = self._workspace_for(principal, credentials.workspace)
-        address = Address(workspace.name, client_id)
-        self._require_free(workspace, client_id, principal)
-        return Admission(address, principal, secrets.token_urlsafe(12), resumed=False)
+        name = self._workspace_name(principal, credentials.workspace)
+        self._require_free(name, client_id, principal)
+        return Admission(Address(name, client_id), principal, secrets.token_urlsafe(12), resumed=False)
 
     def _readmit(self, client_id: str, resumption: Resumption) -> Admission:
         address, principal = resumption.address, resumption.principal
@@ -128,23 +127,26 @@ class Broker:
             raise NotAuthenticated("the session has ended; connect without the reconnection token")
         if principal.expires_at is not None and principal.expires_at < self._clock():
             raise NotAuthenticated("the token of the session has expired; connect with a new one")
-        workspace = self._workspace_for(principal, address.workspace)
-        current = workspace.members.get(client_id) or workspace.parked.get(client_id)
+        workspace = self.registry.workspaces.get(self._workspace_name(principal, address.workspace))
+        current = workspace and (workspace.members.get(client_id) or workspace.parked.get(client_id))
         if current is not None and current.identity != resumption.identity:
             raise Conflict(f"client id {client_id!r} is used by another session now")
         return Admission(address, principal, resumption.identity, resumed=True)
 
-    def _workspace_for(self, principal: Principal, name: str | None) -> Workspace:
+    def _workspace_name(self, principal: Principal, name: str | None) -> str:
         """The workspace asked for, the principal's own when none was (``protocol.md`` 1.4)."""
         wanted = name or principal.home or principal.id
         workspace = self.registry.workspaces.get(wanted)
         if workspace is None and wanted == principal.id:
-            return self.registry.create_workspace(wanted)
+            return wanted
         if workspace is None or not may(principal, Action.JOIN, workspace).allowed:
             raise PermissionDenied(f"Permission denied for workspace {wanted}; it takes a token with access to it")
-        return workspace
+        return wanted
 
-    def _require_free(self, workspace: Workspace, client_id: str, principal: Principal) -> None:
+    def _require_free(self, workspace_name: str, client_id: str, principal: Principal) -> None:
+        workspace = self.registry.workspaces.get(workspace_name)
+        if workspace is None:
+            return
         if client_id in workspace.members:
             raise Conflict(f"client id {client_id!r} is connected already; choose another")
         parked = workspace.parked.get(client_id)
@@ -164,7 +166,8 @@ class Broker:
         :class:`LimitExceeded` when somebody was faster.
         """
         address, principal = admission.address, admission.principal
-        workspace = self._workspace_for(principal, address.workspace)
+        name = self._workspace_name(principal, address.workspace)
+        workspace = self.registry.workspaces.get(name) or self.registry.create_workspace(name)
         before = workspace.members.get(address.client)
         restored: tuple[Registration, ...] = ()
         if before is not None and admission.resumed and before.identity == admission.identity:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hypha.broker.access import Action, Principal, may
-from hypha.broker.session import PeerSession, Service
+from hypha.broker.session import PeerSession, Service, gone_text
 from hypha.config import RESERVED_NAMES, Limits
-from hypha.errors import Conflict, InvalidArgument, LimitExceeded
+from hypha.errors import Conflict, InvalidArgument, LimitExceeded, PeerGone
 from hypha.wire.address import PUBLIC_WORKSPACE, Address, check_name
 
 _WORKSPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~|-]*")
@@ -145,7 +145,12 @@ class Registry:
     # --- services ---------------------------------------------------------------------------------------------
 
     def announce(self, session: PeerSession, registrations: Iterable[Registration]) -> None:
-        """Replace the services of *session* by *registrations* in one step; kept ones keep their age."""
+        """Replace the services of *session* by *registrations* in one step; kept ones keep their age.
+
+        Raises :class:`PeerGone` for a session that is over: nobody would take its services out again.
+        """
+        if not session.open:
+            raise PeerGone(gone_text(session.address))
         entries = {entry.id: entry for entry in registrations}
         if len(entries) > self.limits.services_per_session:
             raise LimitExceeded(f"more than services_per_session = {self.limits.services_per_session} services")
