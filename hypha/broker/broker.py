@@ -128,7 +128,9 @@ class Broker:
         if principal.expires_at is not None and principal.expires_at < self._clock():
             raise NotAuthenticated("the token of the session has expired; connect with a new one")
         workspace = self.registry.workspaces.get(self._workspace_name(principal, address.workspace))
-        current = workspace and (workspace.members.get(client_id) or workspace.parked.get(client_id))
+        current: PeerSession | Parked | None = None
+        if workspace is not None:
+            current = workspace.members.get(client_id) or workspace.parked.get(client_id)
         if current is not None and current.identity != resumption.identity:
             raise Conflict(f"client id {client_id!r} is used by another session now")
         return Admission(address, principal, resumption.identity, resumed=True)
@@ -166,6 +168,8 @@ class Broker:
         :class:`LimitExceeded` when somebody was faster.
         """
         address, principal = admission.address, admission.principal
+        if not admission.resumed:
+            self._require_quota(principal)
         name = self._workspace_name(principal, address.workspace)
         workspace = self.registry.workspaces.get(name) or self.registry.create_workspace(name)
         before = workspace.members.get(address.client)
@@ -174,7 +178,6 @@ class Broker:
             restored = _registrations(before)
             self._detach(before)
             before.transport.close(1012, "superseded by a newer connection")
-        self._require_quota(principal)
         self._generation += 1
         session = PeerSession(
             address,
