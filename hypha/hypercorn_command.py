@@ -36,10 +36,14 @@ def make(environ: Mapping[str, str]) -> Application:
 
 def is_running() -> bool:
     """Whether the main task of this event loop is the one that Hypercorn's command runs."""
+    return _main_task() is not None
+
+
+def _main_task() -> trio.lowlevel.Task | None:
     root = trio.lowlevel.current_root_task()
     assert root is not None
-    names = (task.name for nursery in root.child_nurseries for task in nursery.child_tasks)
-    return "hypercorn.trio.run.worker_serve" in names
+    tasks = (task for nursery in root.child_nurseries for task in nursery.child_tasks)
+    return next((task for task in tasks if task.name == "hypercorn.trio.run.worker_serve"), None)
 
 
 def on_failure(failure: Failure) -> None:
@@ -67,7 +71,7 @@ class _CommandApp:
         if command is not None and command.pid is not None:
             die_with_parent(command.pid)
         async with trio.open_nursery() as nursery:
-            await nursery.start(_swallow_sigterm if command else _turn_sigterm_into_sigint)
+            await nursery.start(_swallow_sigterm if command else _terminate_on_sigterm)
             await self._app(scope, receive, send)
             nursery.cancel_scope.cancel()
 
@@ -80,12 +84,18 @@ async def _swallow_sigterm(task_status: trio.TaskStatus[None] = trio.TASK_STATUS
             pass
 
 
-@trio.lowlevel.enable_ki_protection
-async def _turn_sigterm_into_sigint(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """With ``-w 0``: SIGINT is what Hypercorn shuts down for. The protection makes it land in Hypercorn's main task."""
+async def _terminate_on_sigterm(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """With ``-w 0``: the first SIGTERM lets Hypercorn finish, the second ends the process.
+
+    Hypercorn has an event for this (a worker that has served ``max_requests`` sets it) and keeps it in a local
+    variable of its main task. SIGINT would do, too, but not where it is ignored, as in the background of a script.
+    """
+    main = _main_task()
+    assert main is not None
+    assert main.coro.cr_frame is not None
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         task_status.started()
         await anext(signals)
-        signal.raise_signal(signal.SIGINT)
+        await main.coro.cr_frame.f_locals["context"].terminate.set()
         await anext(signals)
         os._exit(STOPPED)
