@@ -16,7 +16,7 @@ from typing import NoReturn
 if not __package__:  # started as `python3 path/to/tests`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tests.house import environments, machine
+from tests.house import environments, machine, npm
 from tests.house.steps import Stop, spawn, timed
 
 
@@ -45,6 +45,9 @@ def prepare(durations: dict[str, float]) -> None:
         say(f"environment {environment.name}")
         with timed(f"environment {environment.name}", durations):
             environments.ensure(environment)
+    say("packages of npm")
+    with timed("packages of npm", durations):
+        npm.ensure()
 
 
 def execute(arguments: list[str], durations: dict[str, float]) -> int:

@@ -98,7 +98,7 @@ def ensure(environment: Environment) -> bool:
     """Build *environment* unless it stands. Returns whether it was built; raises :class:`Stop` with pip's words."""
     interpreter = interpreter_for(environment)
     digest = fingerprint(environment, interpreter)
-    with _locked():
+    with locked():
         if is_complete(environment, digest):
             return False
         shutil.rmtree(environment.directory, ignore_errors=True)
@@ -115,7 +115,7 @@ def ensure(environment: Environment) -> bool:
 
 
 @contextmanager
-def _locked() -> Iterator[None]:
+def locked() -> Iterator[None]:
     """One builder at a time; a second one waits. Raises :class:`Stop` where this user may not write."""
     try:
         HOME.mkdir(parents=True, exist_ok=True)
