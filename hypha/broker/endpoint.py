@@ -138,23 +138,22 @@ class ServerSession(Session):
             running = _Running(sender, to, frame.session or "", promise, first)
             self._running.add(running)
         try:
-            method, value = await self._outcome(sender, to, body, path)
+            outcome = await self._outcome(sender, to, body, path)
             if promise is not None:
-                name = promise.resolve if method == "resolve" else promise.reject
-                session_id = frame.session or name.rpartition(".")[0]
-                message = calls.answer(sender.name, name, session_id, value)
+                session_id = frame.session or promise.resolve.rpartition(".")[0]
+                message = _answer(sender.name, promise, session_id, *outcome)
                 await self._send(sender, server_stamp(to, sender.address.workspace), message, to, session_id)
         finally:
             if running is not None:
                 self._running.discard(running)
 
-    async def _outcome(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> tuple[str, Any]:
+    async def _outcome(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> tuple[bool, Any]:
         try:
-            return "resolve", await self._call_function(sender, to, body, path)
+            return True, await self._call_function(sender, to, body, path)
         except HyphaError as exc:
-            return "reject", values.error(exc.remote_text())
+            return False, values.error(exc.remote_text())
         except Exception as exc:  # noqa: BLE001  the call boundary: a fault of ours must not end the connection
-            return "reject", values.error(internal_error(exc).remote_text())
+            return False, values.error(internal_error(exc).remote_text())
 
     async def _call_function(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> Any:
         function = self.functions.get(path)
@@ -295,6 +294,13 @@ class ServerSession(Session):
                 raise PeerGone(gone_text(target.address))
             await target.outbox.wait_room()
         target.outbox.flush()
+
+
+def _answer(to: str, promise: Promise, session_id: str, succeeded: bool, value: Any) -> calls.Message:
+    try:
+        return calls.answer(to, promise.resolve if succeeded else promise.reject, session_id, value)
+    except InvalidArgument as exc:  # what came in as msgpack need not go out again: it may be nested too deeply
+        return calls.answer(to, promise.reject, session_id, values.error(exc.remote_text()))
 
 
 def _is_chunk_call(message: calls.Message) -> bool:

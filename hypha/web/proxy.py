@@ -20,7 +20,7 @@ from hypha.web.arguments import Arguments, read_arguments
 from hypha.web.http import JSON, MSGPACK, bearer_token, header, send_error, send_json, send_response
 from hypha.web.lookup import Target, plain_value, resolve
 from hypha.wire import values
-from hypha.wire.frame import packer
+from hypha.wire.calls import encode_value
 
 
 class Proxy:
@@ -43,7 +43,7 @@ class Proxy:
                 arguments = await read_arguments(scope, receive, self._broker.limits)
                 nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
                 value = await self._call(target, principal, arguments)
-                body = packer.pack(value) if as_msgpack else self._json(value)
+                body = encode_value(value) if as_msgpack else self._json(value)
                 await send_response(send, 200, MSGPACK if as_msgpack else JSON, body)
             except HyphaError as exc:
                 await send_error(send, exc)

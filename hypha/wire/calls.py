@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 
-from hypha.errors import ProtocolViolation
+from hypha.errors import InvalidArgument, ProtocolViolation
 from hypha.wire.frame import Buffer, Fields, encode_header, packer
 from hypha.wire.values import error
 
@@ -107,10 +107,22 @@ class Message:
         return encode_header(self.fields, sender), self.body
 
 
+def encode_value(value: Any) -> bytes:
+    """*value* as msgpack. Raises :class:`InvalidArgument` for what it cannot express.
+
+    That is an integer of more than 64 bits, which JSON can hold, and nesting beyond 511 levels, of which msgpack
+    reads more than it writes.
+    """
+    try:
+        return packer.pack(value)
+    except (ValueError, OverflowError, TypeError) as exc:
+        raise InvalidArgument(f"the value cannot be sent as msgpack: {exc}") from exc
+
+
 def answer(to: str, method: str, session: str, value: Any) -> Message:
-    """A result or an error: always exactly one argument (``protocol.md`` 4.3)."""
+    """A result or an error: always exactly one argument (``protocol.md`` 4.3). Raises :class:`InvalidArgument`."""
     fields = {"type": "method", "to": to, "method": method, "parent": session}
-    return Message(fields, packer.pack({"args": [value]}))
+    return Message(fields, encode_value({"args": [value]}))
 
 
 def rejection(to: str, session: str, text: str) -> Message:
@@ -125,7 +137,10 @@ def heartbeat(to: str, promise: Promise, session: str) -> Message:
 
 
 def call(to: str, method: str, session: str, caller: str, args: list[Any], kwargs: dict[str, Any]) -> Message:
-    """A call with an explicit promise, which every generation honours (``protocol.md`` 3.2)."""
+    """A call with an explicit promise, which every generation honours (``protocol.md`` 3.2).
+
+    Raises :class:`InvalidArgument` for arguments that cannot be sent.
+    """
 
     def callback(name: str, *, promise: bool = False) -> dict[str, Any]:
         return {"_rtype": "method", "_rtarget": caller, "_rmethod": f"{session}.{name}", "_rpromise": promise}
@@ -141,7 +156,7 @@ def call(to: str, method: str, session: str, caller: str, args: list[Any], kwarg
     }
     if kwargs:
         extra["with_kwargs"] = True
-    return Message({"type": "method", "to": to, "method": method, "session": session}, packer.pack(extra))
+    return Message({"type": "method", "to": to, "method": method, "session": session}, encode_value(extra))
 
 
 @dataclass(slots=True, eq=False)

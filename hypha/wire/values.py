@@ -11,9 +11,12 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hypha.errors import NotAcceptable
+from hypha.errors import InvalidArgument, NotAcceptable
 
 Value = Any
+
+#: Levels of lists and maps that are followed. Python's own recursion ends at a thousand frames.
+MAX_DEPTH = 200
 
 
 def method(target: str, path: str, *, promise: bool = True, **annotations: Value) -> dict[str, Value]:
@@ -37,13 +40,18 @@ def error_text(value: Value) -> str:
     return lines[-1] if lines else "the function failed without a message"
 
 
-def absolute_targets(value: Value, workspace: str) -> Value:
-    """A copy of *value* in which every relative ``_rtarget`` lies in *workspace* (``protocol.md`` 3.2)."""
-    if isinstance(value, list):
-        return [absolute_targets(item, workspace) for item in value]
-    if not isinstance(value, dict):
+def absolute_targets(value: Value, workspace: str, depth: int = MAX_DEPTH) -> Value:
+    """A copy of *value* in which every relative ``_rtarget`` lies in *workspace* (``protocol.md`` 3.2).
+
+    Raises :class:`InvalidArgument` for a value nested deeper than :data:`MAX_DEPTH`.
+    """
+    if not isinstance(value, list | dict):
         return value
-    copy = {key: absolute_targets(item, workspace) for key, item in value.items()}
+    if depth == 0:
+        raise InvalidArgument(f"the value is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, list):
+        return [absolute_targets(item, workspace, depth - 1) for item in value]
+    copy = {key: absolute_targets(item, workspace, depth - 1) for key, item in value.items()}
     target = copy.get("_rtarget")
     if copy.get("_rtype") == "method" and isinstance(target, str) and "/" not in target:
         copy["_rtarget"] = f"{workspace}/{target}"
@@ -55,16 +63,19 @@ def is_method(value: Value) -> bool:
     return isinstance(value, dict) and value.get("_rtype") == "method"
 
 
-def to_json(value: Value, array_limit: int) -> Value:
+def to_json(value: Value, array_limit: int, depth: int = MAX_DEPTH) -> Value:
     """*value* as what :mod:`json` can write (``decisions.md`` 22).
 
     Arrays become nested lists of numbers, row by row, sets and typed arrays become lists, functions become text.
-    Raises :class:`NotAcceptable` for bytes, and for arrays of more than *array_limit* bytes.
+    Raises :class:`NotAcceptable` for bytes, for arrays of more than *array_limit* bytes, and for nesting deeper
+    than :data:`MAX_DEPTH`.
     """
+    if depth == 0:
+        raise NotAcceptable(f"the result is nested deeper than {MAX_DEPTH} levels; ask for application/msgpack")
     if isinstance(value, list | tuple):
-        return [to_json(item, array_limit) for item in value]
+        return [to_json(item, array_limit, depth - 1) for item in value]
     if isinstance(value, dict):
-        return _map_to_json(value, array_limit)
+        return _map_to_json(value, array_limit, depth)
     if isinstance(value, float):
         return _json_number(value)
     if value is None or isinstance(value, str | int):
@@ -75,15 +86,15 @@ def to_json(value: Value, array_limit: int) -> Value:
     )
 
 
-def _map_to_json(value: dict[Any, Value], array_limit: int) -> Value:
+def _map_to_json(value: dict[Any, Value], array_limit: int, depth: int) -> Value:
     kind = value.get("_rtype")
     if kind in {"ndarray", "typedarray"} and isinstance(value.get("_rvalue"), bytes):
         return _array_to_json(value, array_limit)
     if kind == "set":
-        return to_json(value.get("_rvalue"), array_limit)
+        return to_json(value.get("_rvalue"), array_limit, depth - 1)
     if kind == "method":
         return f"<function: {value.get('_rmethod')}>"
-    return {str(key): to_json(item, array_limit) for key, item in value.items()}
+    return {str(key): to_json(item, array_limit, depth - 1) for key, item in value.items()}
 
 
 def _json_number(value: float) -> float | None:
