@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
 
-import msgpack
 from hypercorn.typing import ASGIReceiveCallable, HTTPScope
 
 from hypha.config import Limits
-from hypha.errors import InvalidArgument, UnsupportedContent
-from hypha.web.http import header, read_body
+from hypha.errors import InvalidArgument
+from hypha.web.bodies import body_arguments, parse_json
+from hypha.web.http import read_body
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _MAX_INT = 2**63 - 1
@@ -40,10 +39,12 @@ async def read_arguments(scope: HTTPScope, receive: ASGIReceiveCallable, limits:
     found = Arguments(patience=_patience(options.get("_timeout")))
     found.kwargs = {name: _parameter(texts) for name, texts in query.items() if name not in _OPTIONS}
     if "_args" in options:
-        found.args, more = _as_arguments(_parse_json(options["_args"].encode(), "_args"))
+        found.args, more = _as_arguments(parse_json(options["_args"].encode(), "_args"))
         found.kwargs.update(more)
     if scope["method"] == "POST":
-        found.kwargs.update(_body_arguments(scope, await read_body(scope, receive, limits)))
+        args, kwargs = body_arguments(scope, await read_body(scope, receive, limits), limits, _parameter)
+        found.args += args
+        found.kwargs.update(kwargs)
     return found
 
 
@@ -63,38 +64,6 @@ def _coerce(text: str) -> str | int | float:
         return number if abs(number) <= _MAX_INT else text
     value = float(text)
     return value if abs(value) != float("inf") else text
-
-
-def _body_arguments(scope: HTTPScope, body: bytes) -> dict[str, Any]:
-    """The keyword arguments in a request body: a map in JSON or msgpack. An empty body has none."""
-    kind = header(scope, b"content-type").partition(";")[0].strip().lower() or "application/json"
-    if header(scope, b"content-encoding").strip().lower() not in {"", "identity"}:
-        raise UnsupportedContent("send the body without Content-Encoding")
-    if not body:
-        return {}
-    if kind == "application/json":
-        arguments = _parse_json(body, "the body")
-    elif kind == "application/msgpack":
-        arguments = _parse_msgpack(body)
-    else:
-        raise UnsupportedContent(f"Content-Type {kind[:100]!r}: send application/json or application/msgpack")
-    if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
-        raise InvalidArgument("the body must be a map of argument names to values")
-    return arguments
-
-
-def _parse_json(text: bytes, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidArgument(f"{what} is not valid JSON: {exc}") from exc
-
-
-def _parse_msgpack(body: bytes) -> Any:
-    try:
-        return msgpack.unpackb(body, strict_map_key=True)
-    except ValueError as exc:
-        raise InvalidArgument(f"the body is not one msgpack value: {exc}") from exc
 
 
 def _as_arguments(value: Any) -> tuple[list[Any], dict[str, Any]]:

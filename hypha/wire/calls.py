@@ -114,7 +114,7 @@ def encode_value(value: Any) -> bytes:
     reads more than it writes.
     """
     try:
-        return packer.pack(value)
+        return bytes(packer.pack(value))
     except (ValueError, OverflowError, TypeError) as exc:
         raise InvalidArgument(f"the value cannot be sent as msgpack: {exc}") from exc
 
