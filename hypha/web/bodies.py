@@ -32,6 +32,7 @@ def body_arguments(scope: HTTPScope, body: bytes, limits: Limits, parameter: Cal
     what it says, :class:`TooLarge` when it inflates beyond ``http_body_bytes``.
     """
     kind, options = parse_options_header(header(scope, b"content-type"))
+    kind = kind.lower()
     body = _inflated(header(scope, b"content-encoding").strip().lower(), body, limits)
     if not body:
         return [], {}
