@@ -126,6 +126,7 @@ RULES = (
             "broker/endpoint.py": 1,  # the call boundary of the server's own functions
             "lazy.py": 1,  # the start of the application
             "web/guard.py": 1,  # one connection
+            "web/proxy.py": 1,  # the call boundary of HTTP
             "worker.py": 1,  # the process
         },
     ),
@@ -148,9 +149,11 @@ RULES = (
         "tasks start where docs/design.md says that they live",
         _starts_a_task,
         {
+            "assembly.py": 2,  # the root nursery: the sweeper, the goodbye of a shutdown
             "broker/endpoint.py": 1,  # calls of the server's own services
             "broker/outbox.py": 1,  # the writer of a full socket
             "web/ws.py": 1,  # the connection
+            "web/proxy.py": 1,  # a call over HTTP, forgotten when its client goes away
             "web/static.py": 1,  # a download, ended when its client goes away
             "worker.py": 1,  # the orders of the parent
         },
