@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 import trio
 
-from tests.house import environments, processes
+from tests.house import environments, npm, processes
 from tests.house.processes import Result, Running, Server
 
 ClientPython = Callable[[str], Path]
@@ -78,6 +78,63 @@ def start_client(client_command: Callable[..., list[str | Path]], tmp_path: Path
 
     def start(generation: str, script: str | Path, *arguments: str) -> AbstractAsyncContextManager[Running]:
         return processes.start(nursery, client_command(generation, script, *arguments), cwd=tmp_path)
+
+    return start
+
+
+class RunJavascript(Protocol):
+    """Runs a script with Bj in Node, to its end; see ``js/run.js`` for what it finds there."""
+
+    async def __call__(self, script: str, url: str, *arguments: str, seconds: float = 30.0) -> Result: ...
+
+
+class StartJavascript(Protocol):
+    """Starts a script with Bj in Node; it is killed at the end of the block."""
+
+    def __call__(self, script: str, url: str, *arguments: str) -> AbstractAsyncContextManager[Running]: ...
+
+
+@pytest.fixture
+def javascript_command(node: str, tmp_path: Path) -> Callable[..., list[str | Path]]:
+    """The command that runs a script, given as its text."""
+    if not (npm.directory() / "complete").is_file():
+        pytest.fail(f"{npm.directory()} is missing; run 'python3 -m tests' once, which installs it")
+    numbers = count(1)
+
+    def command(script: str, url: str, *arguments: str) -> list[str | Path]:
+        path = tmp_path / f"script-{next(numbers)}.js"
+        path.write_text(textwrap.dedent(script))
+        return [node, npm.SOURCE / "run.js", path, url, *arguments]
+
+    return command
+
+
+@pytest.fixture
+def run_javascript(
+    javascript_command: Callable[..., list[str | Path]], tmp_path: Path, nursery: trio.Nursery
+) -> RunJavascript:
+    """``await run_javascript(script, url)``; fails with the output when the script does."""
+
+    async def run(script: str, url: str, *arguments: str, seconds: float = 30.0) -> Result:
+        command = javascript_command(script, url, *arguments)
+        environ = {"NODE_PATH": str(npm.modules())}
+        result = await processes.run(nursery, command, cwd=tmp_path, environ=environ, seconds=seconds)
+        assert result.returncode == 0, f"{result.stdout}{result.stderr}"
+        return result
+
+    return run
+
+
+@pytest.fixture
+def start_javascript(
+    javascript_command: Callable[..., list[str | Path]], tmp_path: Path, nursery: trio.Nursery
+) -> StartJavascript:
+    """``async with start_javascript(script, url) as worker: await worker.wait_for("ready")``."""
+
+    def start(script: str, url: str, *arguments: str) -> AbstractAsyncContextManager[Running]:
+        environ = {"NODE_PATH": str(npm.modules())}
+        command = javascript_command(script, url, *arguments)
+        return processes.start(nursery, command, cwd=tmp_path, environ=environ)
 
     return start
 

@@ -1,0 +1,64 @@
+// Runs the script of a test with what a page would find: node run.js SCRIPT SERVER_URL [ARGUMENT...]
+//
+// A script is the body of an asynchronous function. Its process ends well when the function does, and neither the
+// client has warned, nor a promise was rejected that nobody looked at, nor a text frame came: this client
+// generation is never sent one (protocol.md 1.2).
+"use strict";
+
+const assert = require("node:assert/strict");
+const fs = require("node:fs");
+const vm = require("node:vm");
+const WebSocket = require("ws");
+
+const faults = [];
+const [script, url, ...args] = process.argv.slice(2);
+
+class ObservedWebSocket extends WebSocket {
+  constructor(...parameters) {
+    super(...parameters);
+    this.on("message", (data, isBinary) => isBinary || faults.push(`a text frame: ${data}`));
+  }
+}
+
+// What the client takes for granted and Node lacks.
+Object.assign(globalThis, { WebSocket: ObservedWebSocket, ImageData: class ImageData {} });
+
+const { hyphaWebsocketClient } = require("imjoy-rpc");
+
+console.warn = (...words) => faults.push(`a warning: ${words.join(" ")}`);
+process.on("unhandledRejection", (reason) => faults.push(`unhandled: ${reason}`));
+
+/** Wait until `condition()` is true, or a promise of it. The deadline is the test's. */
+async function until(condition) {
+  while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 10));
+}
+
+/** Cut the connection as a lost network does, once the client has the token to come back with. */
+async function cut(server) {
+  const connection = server.rpc._connection;
+  await until(() => connection._reconnection_token);
+  const socket = connection._websocket;
+  const closed = new Promise((resolve) => socket.once("close", resolve));
+  socket.terminate();
+  assert.equal(await closed, 1006);
+}
+
+Object.assign(globalThis, {
+  assert,
+  url,
+  args,
+  until,
+  cut,
+  faults,
+  connectToServer: hyphaWebsocketClient.connectToServer,
+  connect: (config) => hyphaWebsocketClient.connectToServer({ server_url: url, ...config }),
+});
+
+function end(error) {
+  for (const fault of error ? [error, ...faults] : faults) console.error(fault);
+  process.exit(error || faults.length ? 1 : 0);
+}
+
+const body = fs.readFileSync(script, "utf8");
+const main = vm.runInThisContext(`(async () => {${body}\n})`, { filename: script });
+main().then(() => end(), end);
