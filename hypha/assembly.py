@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import trio
+from quart_trio import QuartTrio
 
 from hypha.broker.broker import Broker
 from hypha.config import Config
@@ -32,15 +33,13 @@ class Assembly:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.is_ready = False
-        self._broker: Broker | None = None
-        self._front: Front | None = None
-        self._connections: Connections | None = None
+        self._rooms: Rooms | None = None
         self._nursery: trio.Nursery | None = None
         self._terminated: Any = None
         self._stop = trio.Event()
         self._done = trio.Event()
         self._app = create_app(self)
-        add_routes(self._app, self._the_broker)
+        add_routes(self._app, lambda: self._open_rooms().broker)
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
 
@@ -51,10 +50,23 @@ class Assembly:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One ASGI call."""
-        application: Any = self._app if self._front is None else self._front
-        if scope["type"] != "lifespan":
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        else:
             self._watch(scope)
-        await application(scope, receive, send)
+            await self._open_rooms().front(scope, receive, send)
+
+    async def _live(self, scope: Any, receive: Any, send: Any) -> None:
+        """The lifespan. Raises :class:`hypha.errors.ConfigError` when the data directory cannot be used."""
+        # Around Quart's own lifespan, which would log the refusal of a data directory with its traceback.
+        with open_data_dir(self.config.data_dir) as data_dir:
+            self._rooms = _build_rooms(self.config, self._app, data_dir.signing_key())
+            app: Any = self._app
+            await app(scope, receive, send)
+
+    def _open_rooms(self) -> Rooms:
+        assert self._rooms is not None, "requests come after the start of the lifespan"
+        return self._rooms
 
     def _watch(self, scope: Any) -> None:
         """Learn from the first connection when Hypercorn shuts down: nobody tells the application in time."""
@@ -65,31 +77,21 @@ class Assembly:
     async def _say_goodbye(self) -> None:
         await self._terminated.wait()
         self.is_ready = False
-        if self._connections is not None:
-            self._connections.say_goodbye("the server is restarting")
-
-    def _the_broker(self) -> Broker:
-        assert self._broker is not None, "requests come after the start of the lifespan"
-        return self._broker
+        self._open_rooms().connections.say_goodbye("the server is restarting")
 
     async def _start(self) -> None:
         await self._app.nursery.start(self._run)
 
     async def _run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        rooms = self._open_rooms()
         try:
-            with ExitStack() as stack:
-                data_dir = stack.enter_context(open_data_dir(self.config.data_dir))
-                key = data_dir.signing_key()
-                broker = self._broker = Broker(self.config, key, _server_id(key))
-                connections = self._connections = Connections(broker)
-                self._front = Front(self.config, self._app, Upgrade(broker, connections), Proxy(broker))
-                async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    nursery.start_soon(_sweep, broker, connections)
-                    self.is_ready = True
-                    task_status.started()
-                    await self._stop.wait()
-                    nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(_sweep, rooms)
+                self.is_ready = True
+                task_status.started()
+                await self._stop.wait()
+                nursery.cancel_scope.cancel()
         finally:
             self.is_ready = False
             self._done.set()
@@ -99,17 +101,32 @@ class Assembly:
         await self._done.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What lives as long as the data directory is held."""
+
+    broker: Broker
+    connections: Connections
+    front: Front
+
+
+def _build_rooms(config: Config, app: QuartTrio, key: bytes) -> Rooms:
+    broker = Broker(config, key, _server_id(key))
+    connections = Connections(broker)
+    return Rooms(broker, connections, Front(config, app, Upgrade(broker, connections), Proxy(broker)))
+
+
 def _server_id(key: bytes) -> str:
     """The name of the server on the wire: the same for the life of the data directory (``protocol.md`` 1.6)."""
     return hashlib.sha256(b"hypha server id" + key).hexdigest()[:22]
 
 
-async def _sweep(broker: Broker, connections: Connections) -> None:
+async def _sweep(rooms: Rooms) -> None:
     """The clock of everything that has a deadline: one task for all."""
     while True:
         await trio.sleep(_SWEEP_SECONDS)
-        connections.sweep(trio.current_time())
-        broker.sweep()
+        rooms.connections.sweep(trio.current_time())
+        rooms.broker.sweep()
 
 
 def build(config: Config) -> Assembly:
