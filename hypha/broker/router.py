@@ -15,7 +15,7 @@ from hypha.broker.session import PeerSession, gone_text
 from hypha.errors import HyphaError, LimitExceeded
 from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address, parse_target
 from hypha.wire.calls import rejection
-from hypha.wire.chunks import CACHE_PREFIX
+from hypha.wire.chunks import CACHE_PREFIX, by_position
 from hypha.wire.frame import Frame
 
 if TYPE_CHECKING:
@@ -95,7 +95,10 @@ class Router:
         method = frame.method
         if method is None or not method.startswith(CACHE_PREFIX):
             return frame
-        return sender.chunk_peek(target).pass_through(method[len(CACHE_PREFIX) :], frame) or frame
+        operation = method[len(CACHE_PREFIX) :]
+        if target.dialect.by_position and not sender.dialect.by_position:
+            frame.body = by_position(operation, frame)
+        return sender.chunk_peek(target).pass_through(operation, frame) or frame
 
     def _deliver(self, sender: PeerSession, target: PeerSession, frame: Frame, message: Frame, to: Address) -> None:
         target.deliver(sender, frame, to)

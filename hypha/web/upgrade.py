@@ -18,7 +18,7 @@ from hypha.web.codec import Closed, Codec
 from hypha.web.guard import GuardedServer, TakeOverFailed
 from hypha.web.http import header
 from hypha.web.ws import Connections
-from hypha.wire.dialect import LEGACY
+from hypha.wire.dialect import LEGACY, LEGACY_JAVASCRIPT
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Upgrade:
                 stream,
                 early,
                 admission,
-                LEGACY,
+                LEGACY if is_python(scope) else LEGACY_JAVASCRIPT,
                 frame_limit=frame_limit(scope, self._broker.limits),
                 base_url=base_url(scope, self._broker.config.base_path),
             )
@@ -106,11 +106,14 @@ def parse_query(query: bytes) -> dict[str, str]:
     return found
 
 
+def is_python(scope: WebsocketScope) -> bool:
+    """Whether a published Python client asks. All others are browsers, or behave like one."""
+    return _PYTHON_CLIENT.match(header(scope, b"user-agent")) is not None
+
+
 def frame_limit(scope: WebsocketScope, limits: Limits) -> int:
     """The largest frame that the client takes (``decisions.md`` 11)."""
-    if _PYTHON_CLIENT.match(header(scope, b"user-agent")):
-        return limits.python_frame_bytes
-    return limits.frame_bytes
+    return limits.python_frame_bytes if is_python(scope) else limits.frame_bytes
 
 
 def base_url(scope: WebsocketScope, base_path: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hypha.errors import InvalidArgument, LimitExceeded, NotFound, ProtocolViolation, TooLarge
-from hypha.wire.calls import parse_call
-from hypha.wire.frame import Frame, HeaderBounds, parse_frame
+from hypha.wire.calls import parse_call, unpack_body
+from hypha.wire.frame import Buffer, Frame, HeaderBounds, packer, parse_frame
 
 #: Method prefix of the chunk functions in every peer's built-in service.
 CACHE_PREFIX = "services.built-in.message_cache."
@@ -49,6 +49,23 @@ def parse_chunk_call(operation: str, frame: Frame) -> dict[str, Any]:
     if operation == "set" and type(given.get("index")) is not int:
         raise ProtocolViolation("message_cache.set needs an index")
     return given
+
+
+def by_position(operation: str, frame: Frame) -> Buffer:
+    """The body of the chunk call *frame* with its keyword arguments in their places.
+
+    imjoy-rpc 0.5.6 gives ``heartbeat`` by keyword. A JavaScript receiver would take the map of keywords for a true
+    ``heartbeat`` and refuse the message (``protocol.md`` 11.9). Raises as :func:`parse_chunk_call` does.
+    """
+    extra = unpack_body(frame.body)
+    if not extra.pop("with_kwargs", False):
+        return frame.body
+    given = parse_chunk_call(operation, frame)
+    names = _SIGNATURES[operation]
+    count = 1 + max(index for index, name in enumerate(names) if name in given)
+    extra["args"] = [given.get(name, False) for name in names[:count]]
+    body: bytes = packer.pack(extra)
+    return body
 
 
 @dataclass(slots=True)

@@ -15,12 +15,14 @@ class Dialect:
     *chunk_bytes*: slice size of messages that the server sends in parts (``protocol.md`` 2.6).
     *legacy_manager*: its server peer is ``<workspace>/workspace-manager``, else ``*/<manager_id>``.
     *reannounces*: it registers its services again after a reconnect (``protocol.md`` 1.6).
+    *by_position*: its functions take arguments by position; keyword ones arrive as one map (``protocol.md`` 4.5).
     *redirections*: calls of this dialect that the server answers in the target's place.
     """
 
     name: str
     legacy_manager: bool
     reannounces: bool
+    by_position: bool = False
     chunk_bytes: int = 262_144
     redirections: Redirections = field(default_factory=dict)
 
@@ -29,8 +31,11 @@ class Dialect:
         return self.redirections.get((method, target.name)) if self.redirections else None
 
 
-#: imjoy-rpc 0.5.6 to 0.5.59, Python and JavaScript.
+#: imjoy-rpc 0.5.6 to 0.5.59 for Python.
 LEGACY = Dialect("legacy", legacy_manager=True, reannounces=False)
+
+#: The same for JavaScript.
+LEGACY_JAVASCRIPT = Dialect("legacy-javascript", legacy_manager=True, reannounces=False, by_position=True)
 
 #: hypha-rpc 0.21, Python and JavaScript. Its Python client reads ``config.api_version`` of a receiver's built-in
 #: service as an attribute, and legacy built-ins have none (``protocol.md`` 2.7, cross-generation defect).
@@ -38,5 +43,8 @@ MODERN = Dialect(
     "modern",
     legacy_manager=False,
     reannounces=True,
-    redirections={("services.built-in.get_service", LEGACY.name): "built_in_with_api_version"},
+    redirections={
+        ("services.built-in.get_service", legacy.name): "built_in_with_api_version"
+        for legacy in (LEGACY, LEGACY_JAVASCRIPT)
+    },
 )
