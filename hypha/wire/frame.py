@@ -63,13 +63,14 @@ def parse_frame(data: Buffer, bounds: HeaderBounds) -> Frame:
         raise ProtocolViolation("the header has no 'to'")
     for name in _STAMPED_FIELDS:
         header.pop(name, None)
-    kind, method, session, parent = [_text_field(header, name) for name in _NAMED_FIELDS]
+    named = [_text_field(header, name) for name in _NAMED_FIELDS]
+    kind, method, session, parent = named
     if kind is None:
         raise ProtocolViolation("the header has no 'type'")
     if kind == "method" and not method:
         raise ProtocolViolation("a call needs a 'method'")
-    if len(header) > len(_NAMED_FIELDS):
-        _check_depth(header, bounds.depth)
+    if len(header) > len(named) - named.count(None):
+        _check_unknown(header, bounds.depth)
     return Frame(to, kind, method, session, parent, header, memoryview(data)[size:])
 
 
@@ -77,7 +78,7 @@ def _first_value(data: Buffer, limit: int) -> tuple[Any, int]:
     """The first msgpack value of *data* and its size in bytes."""
     if len(data) > _PEEK:
         try:
-            return first_value(memoryview(data)[:_PEEK])
+            return first_value(memoryview(data)[: min(_PEEK, limit)])
         except ValueError:
             pass  # the header is longer than the peek, or broken: the second look tells
     head = memoryview(data)[:limit]
@@ -95,9 +96,13 @@ def first_value(data: Buffer) -> tuple[Any, int]:
     Extension types are refused. Raises ValueError when the value is incomplete or malformed.
     """
     try:
-        return msgpack.unpackb(data, strict_map_key=True, max_ext_len=0), len(data)
+        return msgpack.unpackb(data, strict_map_key=True, max_ext_len=0, ext_hook=_no_extension), len(data)
     except msgpack.ExtraData as exc:
         return exc.unpacked, len(data) - len(exc.extra)
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code}")  # reached by one without data, which max_ext_len lets pass
 
 
 def _text_field(header: dict[str, Any], name: str) -> str | None:
@@ -110,13 +115,19 @@ def _text_field(header: dict[str, Any], name: str) -> str | None:
     return value
 
 
-def _check_depth(value: Any, allowed: int) -> None:
+def _check_unknown(header: dict[Any, Any], depth: int) -> None:
+    """Fields that we do not know go on to the receiver, which must be able to read them."""
+    if not all(type(name) is str for name in header):
+        raise ProtocolViolation("header fields must have names of text")
+    if _is_deeper(header, depth):
+        raise ProtocolViolation(f"the header is nested deeper than header_depth = {depth}")
+
+
+def _is_deeper(value: Any, allowed: int) -> bool:
     if not isinstance(value, dict | list):
-        return
-    if allowed == 0:
-        raise ProtocolViolation("the header is nested deeper than header_depth")
-    for item in value.values() if isinstance(value, dict) else value:
-        _check_depth(item, allowed - 1)
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return allowed == 0 or any(_is_deeper(item, allowed - 1) for item in items)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,292 @@
+"""Frames: the header is read and stamped, the body is left alone, and everything else is a protocol violation."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from hypha.errors import ProtocolViolation
+from hypha.wire.frame import Fields, Frame, HeaderBounds, encode_header, first_value, packer, parse_frame
+
+BOUNDS = HeaderBounds()
+CALL = {"type": "method", "to": "ws/b", "method": "services.svc.hello", "session": "s1", "parent": "p1"}
+
+
+def parse(header: object, body: bytes = b"", bounds: HeaderBounds = BOUNDS) -> Frame:
+    return parse_frame(msgpack.packb(header) + body, bounds)
+
+
+def refused(data: bytes, bounds: HeaderBounds = BOUNDS) -> str:
+    with pytest.raises(ProtocolViolation) as caught:
+        parse_frame(data, bounds)
+    return str(caught.value)
+
+
+def two_values(data: bytes) -> tuple[Any, bytes]:
+    """What a Python client does with a message: the first value, and the rest."""
+    unpacker = msgpack.Unpacker(io.BytesIO(data))
+    return unpacker.unpack(), data[unpacker.tell() :]
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+
+def test_a_call_is_read() -> None:
+    frame = parse(CALL | {"from": "a"}, b"\x81\xa4args\x90")
+    assert (frame.to, frame.type, frame.method) == ("ws/b", "method", "services.svc.hello")
+    assert (frame.session, frame.parent) == ("s1", "p1")
+    assert frame.fields == {key: value for key, value in CALL.items() if key != "to"}
+    assert bytes(frame.body) == b"\x81\xa4args\x90"
+    assert frame.wants_answer
+
+
+@pytest.mark.parametrize(
+    ("header", "wants_answer"),
+    [
+        ({"to": "b", "type": "method", "method": "s1.resolve"}, False),
+        ({"to": "b", "type": "method", "method": "s1.resolve", "session": None}, False),
+        ({"to": "b", "type": "progress"}, False),
+        ({"to": "b", "type": "progress", "session": "s1"}, False),
+        ({"to": "b", "type": "method", "method": "m", "session": ""}, True),
+        ({"to": "b", "type": "method", "method": "m", "session": "s1"}, True),
+    ],
+)
+def test_only_a_method_with_a_session_waits_for_an_answer(header: dict[str, Any], wants_answer: bool) -> None:
+    assert parse(header).wants_answer is wants_answer
+
+
+@pytest.mark.parametrize("forged", [None, "root", 7, True, b"x", [], {}, {"id": "root", "roles": ["admin"]}, 2**64 - 1])
+def test_what_only_the_server_may_say_is_dropped_whatever_its_type(forged: object) -> None:
+    frame = parse({**CALL, "from": forged, "user": forged, "ws": forged, "extra": forged})
+    assert frame.fields.keys() == CALL.keys() - {"to"} | {"extra"}
+    assert frame.fields["extra"] == forged
+
+
+def test_a_field_that_is_null_counts_as_absent() -> None:
+    frame = parse({"to": "b", "type": "event", "method": None, "session": None, "parent": None})
+    assert frame.fields == {"type": "event"}
+
+
+def test_of_a_field_that_is_given_twice_the_last_one_counts_and_only_it_goes_on() -> None:
+    data = b"\x85" + b"".join(
+        packer.pack(item) for item in ("to", "a", "type", "method", "method", "x.y", "to", "b", "method", "z")
+    )
+    frame = parse_frame(data, BOUNDS)
+    assert (frame.to, frame.method) == ("b", "z")
+    assert encode_header(frame.fields) == msgpack.packb({"type": "method", "method": "z"})
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        ({"type": "method", "method": "m"}, "the header has no 'to'"),
+        ({"to": "", "type": "e"}, "the header has no 'to'"),
+        ({"to": None, "type": "e"}, "the header has no 'to'"),
+        ({"to": 5, "type": "e"}, "the header has no 'to'"),
+        ({"to": b"a", "type": "e"}, "the header has no 'to'"),
+        ({"to": ["a"], "type": "e"}, "the header has no 'to'"),
+        ({"to": "a"}, "the header has no 'type'"),
+        ({"to": "a", "type": None}, "the header has no 'type'"),
+        ({"to": "a", "type": 5}, "header field 'type' must be text"),
+        ({"to": "a", "type": "method"}, "a call needs a 'method'"),
+        ({"to": "a", "type": "method", "method": ""}, "a call needs a 'method'"),
+        ({"to": "a", "type": "method", "method": ["m"]}, "header field 'method' must be text"),
+        ({"to": "a", "type": "method", "method": "m", "session": 1}, "header field 'session' must be text"),
+        ({"to": "a", "type": "method", "method": "m", "session": b"s"}, "header field 'session' must be text"),
+        ({"to": "a", "type": "method", "method": "m", "parent": {}}, "header field 'parent' must be text"),
+        ({"to": "a", "type": "e", b"from": "root"}, "header fields must have names of text"),
+        ([], "the message does not begin with a map"),
+        (None, "the message does not begin with a map"),
+        (7, "the message does not begin with a map"),
+        ("to", "the message does not begin with a map"),
+    ],
+)
+def test_a_wrong_header_is_named(header: object, complaint: str) -> None:
+    assert refused(msgpack.packb(header)) == complaint
+
+
+NOT_MSGPACK = "the message is not msgpack"
+UNKNOWN = b"\x83\xa2to\xa1a\xa4type\xa1e\xa1x"
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"", NOT_MSGPACK),
+        (b"\xc1", NOT_MSGPACK),
+        (b"\x81", NOT_MSGPACK),
+        (b"{}", "the message does not begin with a map"),
+        (msgpack.packb(CALL)[:-1], NOT_MSGPACK),
+        (b"\x82\xa2to\xa1\xff\xa4type\xa1e", NOT_MSGPACK),  # invalid UTF-8 in a value
+        (b"\x82\xa2t\xff\xa1a\xa4type\xa1e", NOT_MSGPACK),  # and in a key
+        (b"\x82\xa2to\xa3\xed\xa0\x80\xa4type\xa1e", NOT_MSGPACK),  # a surrogate
+        (UNKNOWN + b"\xd4\x01\x00", NOT_MSGPACK),  # extension types
+        (UNKNOWN + b"\xc7\x00\x01", NOT_MSGPACK),  # one without data
+        (UNKNOWN + b"\xd6\xff\x00\x00\x00\x00", NOT_MSGPACK),  # a timestamp
+        (UNKNOWN + b"\xc7\x00\xff", NOT_MSGPACK),
+        (b"\x81\x01\x02", NOT_MSGPACK),  # keys that are no text
+        (b"\x81\xc0\x02", NOT_MSGPACK),
+        (b"\x81\x90\x02", NOT_MSGPACK),
+        (b"\xdf\xff\xff\xff\xff", NOT_MSGPACK),  # more items than there are bytes
+        (b"\xdd\xff\xff\xff\xff", NOT_MSGPACK),
+        (UNKNOWN + b"\xc6\xff\xff\xff\xff", NOT_MSGPACK),
+        (b"\x91" * 100_000, "no header within header_bytes = 65536 bytes"),
+        (b"\x81\xa1a" * 10_000, NOT_MSGPACK),
+    ],
+)
+def test_what_is_no_message_is_refused(data: bytes, complaint: str) -> None:
+    assert refused(data) == complaint
+
+
+@given(st.binary(max_size=200))
+@example(b"\x91" * 1100 + b"\xc0")
+@example(UNKNOWN + b"\x91" * 1000 + b"\xc0")
+def test_bytes_are_a_frame_or_a_protocol_violation(data: bytes) -> None:
+    try:
+        frame = parse_frame(data, BOUNDS)
+    except ProtocolViolation:
+        return
+    assert encode_header(frame.fields)
+
+
+texts = st.text(max_size=20)
+numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False)
+scalars: st.SearchStrategy[Any] = st.one_of(st.none(), st.booleans(), numbers, texts, st.binary(max_size=20))
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4), max_leaves=10
+)
+
+
+@given(
+    st.dictionaries(texts, values, max_size=30),
+    st.fixed_dictionaries(
+        {"to": texts.filter(bool), "type": texts},
+        optional={"session": texts, "parent": texts, "from": values, "user": values, "ws": values},
+    ),
+    st.binary(max_size=50),
+)
+def test_what_is_read_is_what_was_sent_without_the_forgeries(
+    unknown: dict[str, Any], known: dict[str, Any], body: bytes
+) -> None:
+    sent = {**unknown, "method": "m", **known}
+    for name in {"session", "parent"} - known.keys():
+        sent.pop(name, None)  # an unknown field of that name would have to be text
+    frame = parse(sent, body)
+    assert frame.to == known["to"]
+    assert frame.fields == {key: value for key, value in sent.items() if key not in {"to", "from", "user", "ws"}}
+    assert bytes(frame.body) == body
+
+
+# --- bounds ---------------------------------------------------------------------------------------------------
+
+
+def padded(size: int) -> bytes:
+    """A header of exactly *size* encoded bytes."""
+    header = msgpack.packb({"to": "a", "type": "e", "x": ""})
+    pad = size - len(header)
+    for _ in range(2):  # the length of the text is a few bytes long itself
+        header = msgpack.packb({"to": "a", "type": "e", "x": "y" * pad})
+        pad -= len(header) - size
+    assert len(header) == size
+    return bytes(header)
+
+
+@pytest.mark.parametrize("limit", [40, 1000, 4095, 4096, 4097, 65536])
+@pytest.mark.parametrize("rest", [0, 1, 100_000])
+def test_the_size_of_the_header_is_bounded_exactly(limit: int, rest: int) -> None:
+    bounds = HeaderBounds(size=limit)
+    frame = parse_frame(padded(limit) + b"z" * rest, bounds)
+    assert bytes(frame.body) == b"z" * rest
+    assert refused(padded(limit + 1) + b"z" * rest, bounds) == f"no header within header_bytes = {limit} bytes"
+
+
+@pytest.mark.parametrize("size", [4095, 4096, 4097, 5000, 60_000])
+def test_a_header_longer_than_the_first_look_is_read(size: int) -> None:
+    assert len(parse_frame(padded(size) + b"z" * 5000, BOUNDS).body) == 5000
+
+
+def test_the_number_of_fields_is_bounded_exactly() -> None:
+    fields = {"to": "a", "type": "e", "from": "forged"} | {f"x{n}": n for n in range(61)}
+    assert len(parse(fields).fields) == 62
+    complaint = "the header has more than header_keys = 64 fields"
+    assert refused(msgpack.packb(fields | {"user": 1})) == complaint
+
+
+@pytest.mark.parametrize(("opening", "name"), [(b"\x91", "lists"), (b"\x81\xa1k", "maps")])
+@pytest.mark.parametrize("header", [{"to": "a", "type": "e"}, CALL], ids=["short", "long"])
+def test_the_nesting_of_unknown_fields_is_bounded_exactly(header: dict[str, str], opening: bytes, name: str) -> None:
+    packed = msgpack.packb(header)
+    start = bytes((packed[0] + 1,)) + packed[1:] + b"\xa1x"
+    assert parse_frame(start + opening * 31 + b"\x01", BOUNDS).fields["x"]
+    for levels in (32, 33, 500, 1000):
+        assert refused(start + opening * levels + b"\x01") == "the header is nested deeper than header_depth = 32"
+
+
+# --- the body -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x80",
+        msgpack.packb({"args": [msgpack.ExtType(5, b"x"), msgpack.Timestamp(1, 2)]}),
+        msgpack.packb({"args": [2**64 - 1, -(2**63), 1.5, float("nan")]}),
+        b"\xcb\x7f\xf8\x00\x00\x00\x00\x00\x01",  # a NaN with a payload
+        b"\xca\x3f\xc0\x00\x00",  # a float of 32 bits
+        b"\xd3\x00\x00\x00\x00\x00\x00\x00\x01",  # an integer longer than it needs to be
+        b"\xc1\xff not msgpack at all",
+        b"\x91" * 5000,
+    ],
+)
+def test_the_body_goes_on_as_it_came(body: bytes) -> None:
+    data = msgpack.packb(CALL) + body
+    for kind in (bytes, bytearray, memoryview):
+        assert bytes(parse_frame(kind(data), BOUNDS).body) == body
+
+
+def test_the_body_is_not_copied() -> None:
+    data = msgpack.packb(CALL) + b"z" * 100_000
+    body = parse_frame(data, BOUNDS).body
+    assert isinstance(body, memoryview)
+    assert body.obj is data
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [0, 1, 11, 12, 13, 14, 15, 16, 17, 64])
+@pytest.mark.parametrize("added", [0, 1, 4])
+def test_a_header_of_any_size_is_joined_to_the_stamp(own: int, added: int) -> None:
+    fields = {f"x{n}": n for n in range(own)}
+    stamp = {f"s{n}": {"id": "u", "n": [n]} for n in range(added)}
+    encoded = encode_header(fields, Fields.encode(stamp))
+    assert msgpack.unpackb(encoded) == fields | stamp
+    assert encoded[0] == (0x80 | own + added if own + added < 16 else 0xDE)
+
+
+@given(st.dictionaries(texts, values, max_size=20), st.dictionaries(texts, values, max_size=4), st.binary(max_size=20))
+def test_a_stamped_message_reads_as_header_and_body(fields: dict[str, Any], stamp: dict[str, Any], body: bytes) -> None:
+    header = encode_header(fields, Fields.encode({"to": "ws/b"}), Fields.encode(stamp))
+    assert two_values(header + body) == (fields | {"to": "ws/b"} | stamp, body)
+
+
+def test_the_stamp_wins_over_a_field_that_came_under_another_spelling_of_the_name() -> None:
+    frame = parse({**CALL, "FROM": "x", "from ": "y"})
+    stamped = encode_header(frame.fields, Fields.encode({"from": "ws/a", "ws": "ws"}))
+    assert msgpack.unpackb(stamped)["from"] == "ws/a"
+
+
+# --- the first value ------------------------------------------------------------------------------------------
+
+
+def test_the_first_value_is_found_in_a_part() -> None:
+    assert first_value(b"\x81\xa1a\x01rest") == ({"a": 1}, 4)
+    assert first_value(memoryview(b"\x81\xa1a\x01")) == ({"a": 1}, 4)
+    with pytest.raises(ValueError, match="incomplete"):
+        first_value(b"\x81\xa1a")
