@@ -6,14 +6,19 @@ absolute, makes methods and errors of its own, and turns values into JSON for HT
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgpack
+
 from hypha.errors import InvalidArgument, NotAcceptable
 
 Value = Any
+
+_TRACEBACK = "Traceback (most recent call last):"
 
 #: Levels of lists and maps that are followed. Python's own recursion ends at a thousand frames.
 MAX_DEPTH = 200
@@ -30,14 +35,21 @@ def error(text: str) -> dict[str, Value]:
 
 
 def error_text(value: Value) -> str:
-    """The last line that says something in an error that a peer sent.
+    """The message of an error that a peer sent, which may have several lines.
 
-    Asynchronous Python functions reject with a formatted traceback whose last line is the error
-    (``protocol.md`` 4.3); the lines above it name files of the provider's machine.
+    Asynchronous Python functions reject with a formatted traceback, at whose end the message is
+    (``protocol.md`` 4.3); what is above names files of the provider's machine.
     """
-    text = value.get("_rvalue") if isinstance(value, dict) else value
-    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-    return lines[-1] if lines else "the function failed without a message"
+    text = str(value.get("_rvalue") if isinstance(value, dict) else value).strip()
+    if _TRACEBACK in text:
+        text = _below_the_frames(text.rpartition(_TRACEBACK)[2].splitlines())
+    return text or "the function failed without a message"
+
+
+def _below_the_frames(lines: list[str]) -> str:
+    message = "\n".join(itertools.dropwhile(lambda line: line[:1] in {"", " "}, lines))
+    # An exception group is indented as a whole: the last line that says something is its last member's.
+    return message or next((line.strip(" |") for line in reversed(lines) if line.strip(" |+-")), "")
 
 
 def absolute_targets(value: Value, workspace: str, depth: int = MAX_DEPTH) -> Value:
@@ -66,9 +78,10 @@ def is_method(value: Value) -> bool:
 def to_json(value: Value, array_limit: int, depth: int = MAX_DEPTH) -> Value:
     """*value* as what :mod:`json` can write (``decisions.md`` 22).
 
-    Arrays become nested lists of numbers, row by row, sets and typed arrays become lists, functions become text.
-    Raises :class:`NotAcceptable` for bytes, for arrays of more than *array_limit* bytes, and for nesting deeper
-    than :data:`MAX_DEPTH`.
+    Arrays become nested lists of numbers, row by row, sets and typed arrays become lists, functions become text. A
+    JavaScript Map becomes an object when all its keys are text, otherwise a list of pairs; a Date becomes text as
+    ``Date.toJSON`` writes it. Raises :class:`NotAcceptable` for bytes, for arrays of more than *array_limit* bytes,
+    and for nesting deeper than :data:`MAX_DEPTH`.
     """
     if depth == 0:
         raise NotAcceptable(f"the result is nested deeper than {MAX_DEPTH} levels; ask for application/msgpack")
@@ -80,6 +93,8 @@ def to_json(value: Value, array_limit: int, depth: int = MAX_DEPTH) -> Value:
         return _json_number(value)
     if value is None or isinstance(value, str | int):
         return value
+    if isinstance(value, msgpack.Timestamp):
+        return _date_to_json(value)
     raise NotAcceptable(
         f"the result holds {type(value).__name__}, which JSON cannot express; "
         "send the request with Content-Type: application/msgpack to get it as msgpack"
@@ -90,11 +105,27 @@ def _map_to_json(value: dict[Any, Value], array_limit: int, depth: int) -> Value
     kind = value.get("_rtype")
     if kind in {"ndarray", "typedarray"} and isinstance(value.get("_rvalue"), bytes):
         return _array_to_json(value, array_limit)
-    if kind == "set":
+    if kind == "orderedmap" and _is_pairs(value.get("_rvalue")):
+        return {key: to_json(item, array_limit, depth - 1) for key, item in value["_rvalue"]}
+    if kind in {"set", "orderedmap"}:
         return to_json(value.get("_rvalue"), array_limit, depth - 1)
     if kind == "method":
         return f"<function: {value.get('_rmethod')}>"
     return {str(key): to_json(item, array_limit, depth - 1) for key, item in value.items()}
+
+
+def _is_pairs(value: Value) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
+    )
+
+
+def _date_to_json(value: msgpack.Timestamp) -> str:
+    try:
+        text: str = value.to_datetime().isoformat(timespec="milliseconds")
+    except OverflowError as exc:
+        raise NotAcceptable("the result holds a date that is not of the years 1 to 9999") from exc
+    return text.replace("+00:00", "Z")
 
 
 def _json_number(value: float) -> float | None:
