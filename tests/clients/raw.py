@@ -1,0 +1,135 @@
+"""A peer that says what a test tells it to: websocket messages by hand, so that no client library hides a mistake.
+
+It shares no code with the server: messages are written and read with msgpack alone (``protocol.md`` 2 and 4).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+import msgpack
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
+
+_NUMBERS = itertools.count(1)
+_LARGEST = 2**26
+
+
+class Refused(Exception):
+    """The call was rejected. The text is what the peer was told."""
+
+
+class RawPeer:
+    """A legacy connection in the hands of a test. *received* holds every message that came, decoded, in order."""
+
+    def __init__(self, websocket: WebSocketConnection, client: str) -> None:
+        self.websocket = websocket
+        self.client = client
+        self.workspace = ""
+        self.received: list[dict[str, Any]] = []
+        self.texts: list[str] = []
+        self._news = trio.Event()
+
+    @property
+    def name(self) -> str:
+        """``workspace/client``."""
+        return f"{self.workspace}/{self.client}"
+
+    async def send(self, main: Any, *extra: Any) -> None:
+        """Send one message: the header, and the values that follow it."""
+        await self.websocket.send_message(b"".join(map(msgpack.packb, (main, *extra))))
+
+    async def call(self, to: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call *method* and return the value as it travels. Raises :class:`Refused`."""
+        session = f"raw{next(_NUMBERS)}"
+        await self.send(header(to, method, session), self.body(session, args, kwargs))
+        return await self.answer(session)
+
+    def body(
+        self, session: str, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None, **more: Any
+    ) -> dict[str, Any]:
+        """The second value of a call: arguments and an explicit promise, without heartbeats."""
+        promise = {
+            name: {"_rtype": "method", "_rtarget": self.client, "_rmethod": f"{session}.{name}", "_rpromise": False}
+            for name in ("resolve", "reject")
+        }
+        extra: dict[str, Any] = {"args": [*args, kwargs] if kwargs else list(args), "promise": promise, **more}
+        return {**extra, "with_kwargs": True} if kwargs else extra
+
+    async def answer(self, session: str) -> Any:
+        """Wait for the answer to the call *session*. Raises :class:`Refused`."""
+        message = await self.message(lambda main: main.get("method") in {f"{session}.resolve", f"{session}.reject"})
+        (value,) = message["args"]
+        if message["method"].endswith(".resolve"):
+            return value
+        assert "Traceback" not in value["_rvalue"], value
+        assert value.get("_rtrace", "") == "", value
+        raise Refused(value["_rvalue"])
+
+    async def message(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first message received, before or from now on, for which *wanted* is true."""
+        while True:
+            news = self._news
+            for message in self.received:
+                if wanted(message):
+                    return message
+            assert not self.websocket.closed, f"closed: {self.websocket.closed}"
+            await news.wait()
+
+    async def closed(self) -> Any:
+        """Wait until the server has closed the connection; the close code."""
+        while self.websocket.closed is None:
+            await self._news.wait()
+        return self.websocket.closed.code
+
+    async def read_all(self) -> None:
+        """Keep what comes, until the connection ends."""
+        try:
+            while True:
+                message = await self.websocket.get_message()
+                if isinstance(message, str):
+                    self.texts.append(message)
+                else:
+                    self.received.append(decode(message))
+                self._tell()
+        except ConnectionClosed:
+            self._tell()
+
+    def _tell(self) -> None:
+        news, self._news = self._news, trio.Event()
+        news.set()
+
+
+def header(to: str, method: str, session: str | None = None, **more: Any) -> dict[str, Any]:
+    """The first value of a call."""
+    fields = {"type": "method", "from": "me", "to": to, "method": method, **more}
+    return {**fields, "session": session} if session else fields
+
+
+def decode(message: bytes) -> dict[str, Any]:
+    """Header and body merged, as clients merge them."""
+    unpacker = msgpack.Unpacker(max_buffer_size=_LARGEST)
+    unpacker.feed(message)
+    main: dict[str, Any] = {}
+    for value in unpacker:
+        main.update(value)
+    return main
+
+
+@asynccontextmanager
+async def connected(url: str, **parameters: str) -> AsyncIterator[RawPeer]:
+    """A raw peer at the server *url*, let in as legacy clients are. Closed with 1000 at the end of the block."""
+    client = parameters.setdefault("client_id", f"raw-{next(_NUMBERS)}")
+    address = f"{url.replace('http://', 'ws://')}/ws?{urlencode(parameters)}"
+    async with open_websocket_url(address, max_message_size=_LARGEST) as websocket, trio.open_nursery() as nursery:
+        peer = RawPeer(websocket, client)
+        nursery.start_soon(peer.read_all)
+        about = await peer.call("workspace-manager", "services.default.get_connection_info")
+        peer.workspace = about["workspace"]
+        yield peer
+        assert peer.texts == []
+        nursery.cancel_scope.cancel()
