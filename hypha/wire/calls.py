@@ -12,14 +12,16 @@ from typing import Any
 
 import msgpack
 
-from hypha.errors import InvalidArgument, ProtocolViolation
+from hypha.errors import InvalidArgument, ProtocolViolation, RemoteError
 from hypha.wire.frame import Buffer, Fields, encode_header, packer
 from hypha.wire.values import error
 
 #: Seconds between heartbeats that the server asks of a callee.
 HEARTBEAT_SECONDS = 15.0
 
-_MAX_NESTING_ITEMS = 1_000_000  # array or map items; bounds what a 16 MiB body of ones can unpack to
+# 16 MiB of empty lists would be a GiB of objects and take seconds, so each array and map of a body counts extra.
+_MAX_VALUES = 2_000_000
+_CONTAINER_COST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,18 @@ def unpack_body(body: Buffer) -> dict[str, Any]:
     """Decode a whole body; an absent one is an empty map. Raises :class:`ProtocolViolation`."""
     if not len(body):
         return {}
+    room = _MAX_VALUES
+
+    def count(items: Any) -> Any:
+        nonlocal room
+        room -= len(items) + _CONTAINER_COST
+        if room < 0:
+            raise ProtocolViolation(f"the body holds more than {_MAX_VALUES} values")
+        return items
+
+    limits = {"max_array_len": _MAX_VALUES, "max_map_len": _MAX_VALUES}
     try:
-        extra = msgpack.unpackb(
-            body, strict_map_key=True, max_array_len=_MAX_NESTING_ITEMS, max_map_len=_MAX_NESTING_ITEMS
-        )
+        extra = msgpack.unpackb(body, strict_map_key=True, list_hook=count, object_hook=count, **limits)
     except ValueError as exc:  # msgpack's own exceptions and UnicodeDecodeError are ValueErrors
         raise ProtocolViolation("the body is not one msgpack value") from exc
     if not isinstance(extra, dict):
@@ -196,7 +206,7 @@ class CallTable:
         """Take a ``<session>.resolve``, ``.reject`` or ``.heartbeat`` message.
 
         Returns False when there is no such call, or it was not asked of *sender* at *to*: nobody else may settle
-        it (``protocol.md`` 4.4). Raises :class:`ProtocolViolation` for an unreadable body.
+        it (``protocol.md`` 4.4). An answer that cannot be read fails the call with :class:`RemoteError`.
         """
         session, _, name = method.rpartition(".")
         entry = self.pending.get(session)
@@ -205,9 +215,13 @@ class CallTable:
         if name == "heartbeat":
             entry.alive()
         elif name in {"resolve", "reject"}:
-            args = parse_call(body, None).args
             self.close(entry)
-            entry.settle(name == "resolve", args[0] if args else None)
+            try:
+                args = parse_call(body, None).args
+            except ProtocolViolation as exc:
+                entry.settle(False, RemoteError(f"{sender} sent an answer that cannot be read: {exc}"))
+            else:
+                entry.settle(name == "resolve", args[0] if args else None)
         else:
             return False
         return True
