@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests import __main__ as command
 from tests.house import environments, machine, processes
 from tests.house.steps import ROOT, Stop
 
@@ -247,21 +249,66 @@ def test_the_tools_of_this_machine_are_found(node: str, npm: str, browser: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.deadline(60)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_one_command_ends_cleanly_when_interrupted(number: signal.Signals, code: int, tmp_path: Path) -> None:
     """Ctrl-C goes to the whole group, SIGTERM to the command alone; pytest ends by itself both times."""
-    (tmp_path / "test_it.py").write_text("import signal\ndef test_it():\n    print('started')\n    signal.pause()\n")
+    source = "import signal\ndef test_it():\n    print('started', flush=True)\n    signal.pause()\n"
+    (tmp_path / "test_it.py").write_text(source)
     command = [sys.executable, "-m", "tests", "-p", "no:cacheprovider", "-s", str(tmp_path / "test_it.py")]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
-        assert process.stdout is not None
-        assert any(line.endswith("started\n") for line in process.stdout)
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        rest = process.stdout.read()
+        try:
+            assert process.stdout is not None
+            assert any(line.endswith("started\n") for line in process.stdout)
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            rest = process.stdout.read()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == code, rest
     assert "KeyboardInterrupt" in rest  # pytest's own summary
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("check", "tests", "code"),
+    [
+        ("exit 0", "exit 0", 0),
+        ("exit 7", "exit 0", 1),
+        ("exit 0", "exit 5", 5),
+        ("exit 7", "exit 3", 3),
+        ("exit 0", "kill -9 $$", 137),
+    ],
+)
+def test_the_exit_code_is_the_truth(check: str, tests: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "checks", lambda: {"check": ["bash", "-c", check]})
+    monkeypatch.setattr(command, "pytest_command", lambda arguments: ["bash", "-c", tests])
+    durations: dict[str, float] = {}
+    assert command.execute([], durations) == code
+    assert list(durations) == ["check", "pytest"]
+
+
+def test_a_run_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(machine, "PYTHONS", ((3, 2),))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command.main([]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "run the tests with one of 3.2" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "chosen"), [([], "test_quick"), (["soak"], "test_long")])
+def test_soak_tests_run_only_when_asked_for(words: list[str], chosen: str, tmp_path: Path) -> None:
+    source = "import pytest\ndef test_quick(): pass\n@pytest.mark.soak\ndef test_long(): pass\n"
+    (tmp_path / "test_it.py").write_text(source)
+    # The conftest of this repository as a plugin, for tests that lie outside of it.
+    arguments = [*words, "-p", "tests.conftest", "-p", "no:cacheprovider", "-v", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, *command.pytest_command(arguments)[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"::(\w+) PASSED", done.stdout) == [chosen]

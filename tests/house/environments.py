@@ -127,6 +127,6 @@ def locked() -> Iterator[None]:
 
 
 def clean_environ() -> dict[str, str]:
-    """The environment without what would let one Python installation see another's packages."""
-    foreign = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
-    return {name: text for name, text in os.environ.items() if name not in foreign}
+    """The environment without what changes how Python runs, or lets one installation see another's packages."""
+    foreign = ("PYTHON", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+    return {name: text for name, text in os.environ.items() if not name.startswith(foreign)}
