@@ -1,7 +1,7 @@
-"""Websocket framing (RFC 6455) for one connection: bytes in, messages out. No I/O.
+"""Websocket framing (RFC 6455), the server's side of one connection: bytes in, messages out. No I/O.
 
-Incoming frames are parsed and validated by wsproto. Outgoing binary messages need no more than a head in front of
-bytes that are not touched again, which is written here.
+Of our own because every message of every client passes here twice: a library that makes an event of each frame costs
+twenty times as much (``docs/design.md``, *From a frame to its target*). Its conformance is tested against wsproto.
 """
 
 from __future__ import annotations
@@ -10,11 +10,17 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
-from wsproto.utilities import LocalProtocolError
+from hypha.web.masking import apply_mask
 
-_MAX_REASON = 123  # bytes of a close reason (RFC 6455 section 5.5)
+_TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
+_FINAL = 0x80
+_WHOLE_MESSAGE = _FINAL | _BINARY
+_MASKED = 0x80
+_MAX_CONTROL = 125  # bytes of a control frame (RFC 6455 section 5.5)
+_MAX_REASON = 123  # bytes of a close reason: the code takes two
+_SLICE = 65536  # bytes that are unmasked at once; a multiple of the mask's four
+#: Frames of more bytes are gathered in a buffer of their own instead of being joined chunk by chunk.
+LARGE = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,68 +44,221 @@ class Reply:
     data: bytes
 
 
-Incoming = bytes | str | Reply | Closed
+Message = bytes | bytearray
+Incoming = Message | str | Reply | Closed
+
+
+class _Violation(Exception):
+    """The peer broke the protocol: close with *code*."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.closed = Closed(code, reason, by_peer=False)
+
+
+def frame_head(opcode: int, size: int) -> bytes:
+    """The head of an unfragmented, unmasked frame."""
+    if size < 126:
+        return bytes((_FINAL | opcode, size))
+    if size < 65536:
+        return struct.pack(">BBH", _FINAL | opcode, 126, size)
+    return struct.pack(">BBQ", _FINAL | opcode, 127, size)
 
 
 def message_head(size: int) -> bytes:
-    """The head of an unfragmented, unmasked binary message of *size* bytes."""
-    if size < 126:
-        return bytes((0x82, size))
-    if size < 65536:
-        return struct.pack(">BBH", 0x82, 126, size)
-    return struct.pack(">BBQ", 0x82, 127, size)
+    """The head of a binary message of *size* bytes."""
+    return frame_head(_BINARY, size)
 
 
 class Codec:
-    """The server's side of one websocket. *limit*: the largest message in bytes that is taken."""
+    """The server's side of one websocket. *limit*: the largest message in bytes that is taken.
+
+    Holds at most one message of that size, and takes no more than was announced.
+    """
 
     def __init__(self, limit: int) -> None:
-        self._connection = Connection(ConnectionType.SERVER)
         self._limit = limit
-        self._parts: list[bytes | bytearray | str] = []
+        self._held = b""  # the beginning of a frame
+        self._large: _LargeFrame | None = None
+        self._opcode = 0  # of the message whose fragments are being gathered, 0 when there is none
+        self._fragments: list[Message] = []
         self._size = 0
+        self._over = False  # a close frame has come
+        self._closing = False  # a close frame was sent
 
     def feed(self, data: bytes) -> Iterator[Incoming]:
         """The messages that *data* completes, in order. After :class:`Closed` nothing more comes."""
-        self._connection.receive_data(data)
-        for event in self._connection.events():
-            if isinstance(event, BytesMessage | TextMessage):
-                self._parts.append(event.data)
-                self._size += len(event.data)
-                if self._size > self._limit:
-                    yield Closed(1009, f"a message is larger than frame_bytes = {self._limit}", by_peer=False)
+        try:
+            large = self._large
+            if large is None:
+                data = self._held + data if self._held else data
+            else:
+                data = large.add(data)
+                if large.missing:
                     return
-                if event.message_finished:
-                    yield self._whole()
-            elif isinstance(event, Ping):
-                yield Reply(self._connection.send(event.response()))
-            elif isinstance(event, CloseConnection):
-                yield self._closed(event)
-                return
+                self._large = None
+                yield from self._handed_out(large.first, large.unmasked())
+            yield from self._frames(data)
+        except _Violation as violation:
+            yield violation.closed
 
-    def _whole(self) -> bytes | str:
-        parts, self._parts, self._size = self._parts, [], 0
-        if isinstance(parts[0], str):
-            return "".join(part for part in parts if isinstance(part, str))
-        return bytes(parts[0]) if len(parts) == 1 else b"".join(part for part in parts if not isinstance(part, str))
+    def space(self) -> memoryview | None:
+        """Where the next bytes belong while a large frame is gathered, else None.
 
-    def _closed(self, event: CloseConnection) -> Closed:
-        by_peer = self._connection.state is ConnectionState.REMOTE_CLOSING
-        reply = self._connection.send(event.response()) if by_peer else b""
-        return Closed(event.code, event.reason or "", by_peer, reply)
+        Read into it, tell :meth:`filled` how many came, and :meth:`feed` nothing to get the message.
+        """
+        return None if self._large is None else self._large.space()
+
+    def filled(self, count: int) -> None:
+        """*count* bytes were read into :meth:`space`."""
+        assert self._large is not None
+        self._large.missing -= count
+
+    # --- frames in ----------------------------------------------------------------------------------------------
+
+    def _frames(self, data: bytes) -> Iterator[Incoming]:
+        view = memoryview(data)
+        position, end = 0, len(data)
+        while end - position >= 2:
+            first, second = data[position], data[position + 1]
+            size, start = second & 0x7F, position + 6
+            if size > 125:
+                width = 2 if size == 126 else 8
+                if end - position < 2 + width:
+                    break
+                size = int.from_bytes(view[position + 2 : position + 2 + width], "big")
+                start += width
+            if first != _WHOLE_MESSAGE or second < _MASKED or size > self._limit or self._opcode:
+                self._check(first, second, size)
+            stop = start + size
+            if stop > end:
+                if size > LARGE and start <= end:
+                    self._large = _LargeFrame(first, size, bytes(view[start - 4 : start]), view[start:end])
+                    position = end
+                break
+            payload = apply_mask(view[start:stop], view[start - 4 : start])
+            position = stop
+            if first == _WHOLE_MESSAGE and not self._opcode:
+                yield payload
+            else:
+                yield from self._handed_out(first, payload)
+                if self._over:
+                    return
+        self._held = data[position:]
+
+    def _check(self, first: int, second: int, size: int) -> None:
+        """Refuse a frame by its head, before its payload is taken."""
+        opcode = first & 0x0F
+        if first & 0x70:
+            raise _Violation(1002, "reserved bits are set, and no extension was negotiated")
+        if second < _MASKED:
+            raise _Violation(1002, "a client must mask its frames")
+        if opcode >= _CLOSE:
+            if opcode > _PONG:
+                raise _Violation(1002, f"unknown opcode {opcode}")
+            if not first & _FINAL or size > _MAX_CONTROL:
+                raise _Violation(1002, "a control frame must be whole and short")
+            return
+        if opcode > _BINARY:
+            raise _Violation(1002, f"unknown opcode {opcode}")
+        if bool(opcode) == bool(self._opcode):
+            raise _Violation(1002, "a fragment is out of order")
+        if self._size + size > self._limit:
+            raise _Violation(1009, f"a message is larger than frame_bytes = {self._limit}")
+
+    def _handed_out(self, first: int, payload: Message) -> Iterator[Incoming]:
+        """What a checked frame means: a message when it is the last one of it, an answer, or nothing."""
+        opcode = first & 0x0F
+        if opcode == _PING:
+            yield Reply(frame_head(_PONG, len(payload)) + payload)
+        elif opcode == _CLOSE:
+            self._over = True
+            yield self._closed(bytes(payload))
+        elif opcode != _PONG:
+            self._opcode = self._opcode or opcode
+            self._fragments.append(payload)
+            self._size += len(payload)
+            if first & _FINAL:
+                yield self._joined()
+
+    def _joined(self) -> Message | str:
+        opcode, fragments = self._opcode, self._fragments
+        self._opcode, self._fragments, self._size = 0, [], 0
+        whole = fragments[0] if len(fragments) == 1 else b"".join(fragments)
+        return whole if opcode == _BINARY else _text(whole)
+
+    def _closed(self, payload: bytes) -> Closed:
+        if not payload:
+            return Closed(1005, "", True, self._close_frame(b""))
+        code = int.from_bytes(payload[:2], "big")
+        if len(payload) == 1 or not _may_be_sent(code):
+            raise _Violation(1002, f"close code {code} may not be sent")
+        return Closed(code, _text(payload[2:]), True, self._close_frame(payload[:2]))
+
+    # --- frames out ---------------------------------------------------------------------------------------------
 
     def ping(self) -> bytes:
-        """A ping frame; empty once the closing has begun."""
-        return self._connection.send(Ping()) if self._connection.state is ConnectionState.OPEN else b""
+        """A ping frame; empty once a close frame was sent."""
+        return b"" if self._closing else frame_head(_PING, 0)
 
     def text(self, message: str) -> bytes:
         """A text message, for modern clients only: the legacy ones break on text (``protocol.md`` 1.2)."""
-        return self._connection.send(TextMessage(message))
+        payload = message.encode()
+        return frame_head(_TEXT, len(payload)) + payload
 
     def close(self, code: int, reason: str) -> bytes:
-        """A close frame; empty when one was sent already. A long *reason* is cut."""
+        """A close frame; empty when one was sent already. A long *reason* is cut, 1006 is sent without a code."""
+        if not _may_be_sent(code):
+            return self._close_frame(b"")
         text = reason.encode()[:_MAX_REASON].decode(errors="ignore")
-        try:
-            return self._connection.send(CloseConnection(code, text))
-        except LocalProtocolError:
+        return self._close_frame(code.to_bytes(2, "big") + text.encode())
+
+    def _close_frame(self, payload: bytes) -> bytes:
+        if self._closing:
             return b""
+        self._closing = True
+        return frame_head(_CLOSE, len(payload)) + payload
+
+
+class _LargeFrame:
+    """A frame of more than :data:`LARGE` bytes, gathered in one buffer of its announced size.
+
+    The buffer is zeroed by the system as it is touched: announcing much and sending nothing takes no memory.
+    """
+
+    def __init__(self, first: int, size: int, mask: bytes, beginning: memoryview) -> None:
+        self.first = first
+        self.missing = size
+        self._mask = mask
+        self._data = bytearray(size)
+        self.add(beginning)
+
+    def space(self) -> memoryview:
+        return memoryview(self._data)[len(self._data) - self.missing :]
+
+    def add(self, data: bytes | memoryview) -> bytes:
+        """Take what belongs to the frame; return the rest."""
+        count = min(self.missing, len(data))
+        self.space()[:count] = data[:count]
+        self.missing -= count
+        return bytes(data[count:])
+
+    def unmasked(self) -> bytearray:
+        """The payload, unmasked in place slice by slice, which stays within the processor's cache."""
+        view = memoryview(self._data)
+        for start in range(0, len(view), _SLICE):
+            part = view[start : start + _SLICE]
+            part[:] = apply_mask(part, self._mask)
+        return self._data
+
+
+def _may_be_sent(code: int) -> bool:
+    """Whether a close frame may hold *code* (RFC 6455 section 7.4 and the IANA registry)."""
+    return (1000 <= code <= 1014 and code not in {1004, 1005, 1006}) or 3000 <= code <= 4999
+
+
+def _text(payload: Message) -> str:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError as exc:
+        raise _Violation(1007, "text that is not UTF-8") from exc

@@ -65,6 +65,18 @@ class WebsocketTransport:
     async def send_all(self, data: Buffer) -> None:
         await self.stream.send_all(data)
 
+    async def receive(self) -> bytes | None:
+        """The next bytes of the peer, None at the end. Those of a large frame go straight to where they belong."""
+        space = self.codec.space()
+        try:
+            if space is None or self._socket is None:
+                return bytes(await self.stream.receive_some(_READ_SIZE)) or None
+            count = await self._socket.recv_into(space)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            return None
+        self.codec.filled(count)
+        return b"" if count else None
+
     def start_soon(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         self._nursery.start_soon(task, *args)
 
@@ -86,14 +98,11 @@ class Connection:
         """Read and route until the connection ends. Returns the close code, 1006 when there was none."""
         transport = self.transport
         while True:
-            try:
-                data = await transport.stream.receive_some(_READ_SIZE)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return 1006
-            if not data:
+            data = await transport.receive()
+            if data is None:
                 return 1006
             transport.heard_at = trio.current_time()
-            closed = await self.take(bytes(data))
+            closed = await self.take(data)
             if closed is not None:
                 return closed
 
@@ -102,7 +111,7 @@ class Connection:
         limits = self.broker.limits
         frames, started = 0, time.perf_counter()
         for item in self.transport.codec.feed(data):
-            if isinstance(item, bytes):
+            if isinstance(item, bytes | bytearray):
                 await self._message(item)
             elif isinstance(item, Reply):
                 self.session.outbox.put_raw(item.data)
@@ -128,7 +137,7 @@ class Connection:
             self.transport.close(1003, "this client generation sends binary messages only")
         return 1006
 
-    async def _message(self, data: bytes) -> None:
+    async def _message(self, data: Buffer) -> None:
         try:
             frame = parse_frame(data, header_bounds(self.broker.limits))
         except ProtocolViolation as exc:
