@@ -1,0 +1,151 @@
+"""A browser for tests, driven over its DevTools protocol through the websocket client that hypha itself depends on.
+
+Nothing stands between the test and the browser: it is a child of the test, dies with it, and needs no second package
+that has to fit its version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
+
+from tests.house import processes
+
+#: The largest answer, in bytes.
+_MAX_MESSAGE = 32 * 1024 * 1024
+
+_FLAGS = (
+    "--headless",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--disable-extensions",
+    "--disable-sync",
+    "--no-default-browser-check",
+    "--no-first-run",
+    "--password-store=basic",
+    "--remote-debugging-port=0",
+)
+
+
+class PageError(AssertionError):
+    """A script threw, a command failed, or the browser has gone. The text is the browser's own."""
+
+
+@dataclass(eq=False)
+class _Command:
+    answered: trio.Event = field(default_factory=trio.Event)
+    answer: dict[str, Any] = field(default_factory=dict)
+
+
+class Browser:
+    """A running browser; :meth:`read` must run all the time."""
+
+    def __init__(self, websocket: WebSocketConnection) -> None:
+        self._websocket = websocket
+        self._numbers = count(1)
+        self._commands: dict[int, _Command] = {}
+        self._pages: dict[str, Page] = {}
+
+    async def read(self) -> None:
+        """Hand answers to their commands and events to their pages, until the browser goes."""
+        try:
+            while True:
+                message = json.loads(await self._websocket.get_message())
+                if "id" in message:
+                    command = self._commands.pop(message["id"])
+                    command.answer = message
+                    command.answered.set()
+                elif message.get("sessionId") in self._pages:
+                    self._pages[message["sessionId"]].take(message["method"], message["params"])
+        except ConnectionClosed as reason:
+            for command in self._commands.values():
+                command.answer = {"error": {"message": f"the browser has gone: {reason}"}}
+                command.answered.set()
+
+    async def command(self, method: str, session: str | None = None, **parameters: Any) -> Any:
+        """Send a command and return its result. Raises :class:`PageError`."""
+        number = next(self._numbers)
+        command = self._commands[number] = _Command()
+        message = {"id": number, "method": method, "params": parameters}
+        await self._websocket.send_message(json.dumps(message | ({"sessionId": session} if session else {})))
+        await command.answered.wait()
+        if "error" in command.answer:
+            raise PageError(f"{method}: {command.answer['error']['message']}")
+        return command.answer["result"]
+
+    async def open(self, url: str) -> Page:
+        """A new tab that has loaded *url*, a page without problems so far."""
+        target = (await self.command("Target.createTarget", url="about:blank"))["targetId"]
+        session = (await self.command("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
+        page = self._pages[session] = Page(self, session)
+        for domain in ("Page", "Runtime", "Log"):
+            await self.command(f"{domain}.enable", session)
+        await page.go(url)
+        return page
+
+
+class Page:
+    """One tab. *problems* are the errors and warnings of its console, and what it has thrown and nobody caught."""
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser = browser
+        self._session = session
+        self._loaded = trio.Event()
+        self.problems: list[str] = []
+
+    def take(self, event: str, details: dict[str, Any]) -> None:
+        """Note an event."""
+        if event == "Page.loadEventFired":
+            self._loaded.set()
+        elif event == "Runtime.exceptionThrown":
+            self.problems.append(_thrown(details["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and details["type"] in {"error", "warning", "assert"}:
+            words = [str(item.get("value", item.get("description"))) for item in details["args"]]
+            self.problems.append(f"console.{details['type']}: {' '.join(words)}")
+        elif event == "Log.entryAdded" and details["entry"]["level"] in {"error", "warning"}:
+            self.problems.append(f"{details['entry']['text']} {details['entry'].get('url', '')}")
+
+    async def go(self, url: str) -> None:
+        """Leave for *url* and wait until it is loaded. Raises :class:`PageError`."""
+        self._loaded = trio.Event()
+        answer = await self._browser.command("Page.navigate", self._session, url=url)
+        if answer.get("errorText"):
+            raise PageError(f"{url}: {answer['errorText']}")
+        await self._loaded.wait()
+
+    async def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression, as JSON; a promise is awaited. Raises :class:`PageError`."""
+        answer = await self._browser.command(
+            "Runtime.evaluate", self._session, expression=expression, awaitPromise=True, returnByValue=True
+        )
+        if "exceptionDetails" in answer:
+            raise PageError(_thrown(answer["exceptionDetails"]))
+        return answer["result"].get("value")
+
+
+def _thrown(details: dict[str, Any]) -> str:
+    return str(details.get("exception", {}).get("description") or details["text"])
+
+
+@asynccontextmanager
+async def launch(nursery: trio.Nursery, executable: str, profile: Path) -> AsyncIterator[Browser]:
+    """A browser with a fresh *profile*, killed at the end of the block with all its processes."""
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # as root Chromium starts only without
+    command = [executable, *_FLAGS, *sandbox, f"--user-data-dir={profile}", "about:blank"]
+    async with processes.start(nursery, command, cwd=profile.parent) as running:
+        url = (await running.wait_for(r"DevTools listening on (ws://\S+)", "stderr"))[1]
+        async with open_websocket_url(url, max_message_size=_MAX_MESSAGE) as websocket:
+            browser = Browser(websocket)
+            nursery.start_soon(browser.read)
+            yield browser
