@@ -105,7 +105,7 @@ class Codec:
     def space(self) -> memoryview | None:
         """Where the next bytes belong while a large frame is gathered, else None.
 
-        Read into it, tell :meth:`filled` how many came, and :meth:`feed` nothing to get the message.
+        Read into it, release it, tell :meth:`filled` how many came, and :meth:`feed` nothing to get the message.
         """
         return None if self._large is None else self._large.space()
 
@@ -221,27 +221,36 @@ class Codec:
 
 
 class _LargeFrame:
-    """A frame of more than :data:`LARGE` bytes, gathered in one buffer of its announced size.
+    """A frame of more than :data:`LARGE` bytes, gathered in one buffer.
 
-    The buffer is zeroed by the system as it is touched: announcing much and sending nothing takes no memory.
+    The buffer doubles as bytes come, so that announcing much and sending little takes little memory.
     """
 
     def __init__(self, first: int, size: int, mask: bytes, beginning: memoryview) -> None:
         self.first = first
         self.missing = size
+        self._size = size
         self._mask = mask
-        self._data = bytearray(size)
+        self._data = bytearray()
         self.add(beginning)
 
     def space(self) -> memoryview:
-        return memoryview(self._data)[len(self._data) - self.missing :]
+        """Where the next bytes belong: some of the missing ones. Release it before the next call."""
+        taken = self._size - self.missing
+        if taken == len(self._data):
+            self._data += bytes(min(self.missing, max(taken, _SLICE)))
+        return memoryview(self._data)[taken:]
 
     def add(self, data: bytes | memoryview) -> bytes:
         """Take what belongs to the frame; return the rest."""
-        count = min(self.missing, len(data))
-        self.space()[:count] = data[:count]
-        self.missing -= count
-        return bytes(data[count:])
+        rest = memoryview(data)
+        while self.missing and len(rest):
+            with self.space() as space:
+                count = min(len(space), len(rest))
+                space[:count] = rest[:count]
+            self.missing -= count
+            rest = rest[count:]
+        return bytes(rest)
 
     def unmasked(self) -> bytearray:
         """The payload, unmasked in place slice by slice, which stays within the processor's cache."""

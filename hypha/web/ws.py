@@ -71,7 +71,8 @@ class WebsocketTransport:
         try:
             if space is None or self._socket is None:
                 return bytes(await self.stream.receive_some(_READ_SIZE)) or None
-            count = await self._socket.recv_into(space)
+            with space:
+                count = await self._socket.recv_into(space)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             return None
         self.codec.filled(count)

@@ -65,7 +65,7 @@ messages = st.one_of(
 def test_what_wsproto_sends_is_read_whatever_the_pieces(events: list[Event], cuts: list[int]) -> None:
     client = Connection(ConnectionType.CLIENT)
     data = b"".join(client.send(event) for event in events)
-    expected: list[bytes | str] = []
+    expected: list[object] = []
     for event in events:
         if isinstance(event, Ping):
             expected.append(b"\x8a" + bytes([len(event.payload)]) + bytes(event.payload))
@@ -111,13 +111,15 @@ def test_a_large_frame_can_be_read_into_its_own_buffer() -> None:
     codec = Codec(1 << 20)
     assert list(codec.feed(data[:100])) == []
     position = 100
-    while (space := codec.space()) is not None and len(space):
-        count = min(7000, len(space))
-        space[:count] = data[position : position + count]
+    found: list[Incoming] = []
+    while (space := codec.space()) is not None:
+        with space:
+            count = min(7000, len(space))
+            space[:count] = data[position : position + count]
         codec.filled(count)
         position += count
-    assert list(codec.feed(b"")) == [payload]
-    assert codec.space() is None
+        found += codec.feed(b"")
+    assert found == [payload]
     assert list(codec.feed(data[position:])) == [b"next"]
 
 
