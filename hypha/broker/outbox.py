@@ -87,7 +87,7 @@ class Outbox:
 
     def put_raw(self, data: bytes) -> None:
         """Queue bytes that are framed already: pongs and pings, which are short and bounded by their senders."""
-        if self.pending + len(data) <= self._limit + self._reserve:
+        if data and self.pending + len(data) <= self._limit + self._reserve:
             self._parts.append(data)
             self.pending += len(data)
             self._dirty[self] = None
@@ -122,18 +122,26 @@ class Outbox:
         self._room = trio.Event()
 
     async def _drain(self) -> None:
-        """The writer: sends until the queue is empty. A broken socket ends it; the reader finds the same."""
+        """The writer: sends until the queue is empty. A broken socket ends it; the reader finds the same.
+
+        Wherever it is stopped, what is left is dropped: how much of a frame is out is not known then, and the peer
+        would read anything that follows as the frame's rest.
+        """
         try:
             while self._parts:
                 part = memoryview(self._parts[0])[:65536]  # one stall clock for each 64 KiB
                 await self._transport.send_all(part)
                 self._took(len(part))
+                if self._parts:
+                    self._took(self._transport.write_now(self._parts))
                 self.stalled_since = trio.current_time()
             self.stalled_since = None
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._transport.close(1006, "the socket broke while writing")
         finally:
             self._writing = False
+            if self._parts:
+                self.close()
             self._room.set()
             self._room = trio.Event()
 

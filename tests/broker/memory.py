@@ -1,0 +1,228 @@
+"""Peers without sockets: a transport over lists, and a broker with clients that send frames and read what came.
+
+What a client has been written is kept as bytes; :meth:`MemoryTransport.messages` reads them as a client would.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import msgpack
+import trio
+
+from hypha.broker.access import Level, Principal
+from hypha.broker.broker import Admission, Broker, Credentials
+from hypha.broker.registry import Registration, Workspace
+from hypha.broker.session import PeerSession, header_bounds
+from hypha.config import Config, Limits
+from hypha.wire.dialect import LEGACY, Dialect
+from hypha.wire.frame import Buffer, parse_frame
+
+#: A wall clock for tokens: seconds since the epoch at which a test begins.
+EPOCH = 1_700_000_000.0
+KEY = b"k" * 32
+SERVER_ID = "server-id"
+MANAGER = "workspace-manager"
+
+
+class MemoryTransport:
+    """A :class:`hypha.broker.outbox.Transport` that keeps what is written.
+
+    *takes*: how many bytes the socket takes before it is full, None for any number; :meth:`take` makes room.
+    *writes* and *sends* count the calls that do not wait and those that do.
+    *nursery*: where tasks run; without one they are kept in *tasks* and run when a test wants it.
+    """
+
+    def __init__(self, nursery: trio.Nursery | None = None, takes: int | None = None) -> None:
+        self.nursery = nursery
+        self.takes = takes
+        self.written = bytearray()
+        self.writes = self.sends = 0
+        self.broken = False
+        self.closed: list[tuple[int, str]] = []
+        self.tasks: list[Callable[[], Awaitable[None]]] = []
+        self._room = trio.Event()
+
+    def frame(self, size: int) -> bytes:
+        return struct.pack(">I", size)
+
+    def write_now(self, buffers: Sequence[Buffer]) -> int:
+        self.writes += 1
+        if self.broken:
+            return 0
+        return self._accept(b"".join(map(bytes, buffers)))
+
+    def _accept(self, data: bytes) -> int:
+        count = len(data) if self.takes is None else min(self.takes, len(data))
+        self.written += data[:count]
+        if self.takes is not None:
+            self.takes -= count
+        return count
+
+    async def send_all(self, data: Buffer) -> None:
+        rest = bytes(data)
+        self.sends += 1
+        await trio.lowlevel.checkpoint()
+        while rest:
+            if self.broken:
+                raise trio.BrokenResourceError
+            rest = rest[self._accept(rest) :]
+            if rest:
+                self._room = trio.Event()
+                await self._room.wait()
+
+    def take(self, count: int | None) -> None:
+        """The peer reads: the socket takes *count* bytes more, or from now on any number."""
+        self.takes = None if count is None else (self.takes or 0) + count
+        self._room.set()
+
+    def break_off(self) -> None:
+        """The network is gone: writing fails."""
+        self.broken = True
+        self._room.set()
+
+    def start_soon(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        if self.nursery is None:
+            self.tasks.append(partial(task, *args))
+        else:
+            self.nursery.start_soon(task, *args)
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed.append((code, reason))
+
+    def frames(self) -> list[bytes]:
+        """Every whole message that was written, and, last, an incomplete one if there is one."""
+        found, data = [], bytes(self.written)
+        while data:
+            (size,) = struct.unpack(">I", data[:4])
+            found.append(data[4 : 4 + size])
+            data = data[4 + size :]
+        return found
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Every message that was written, header and body merged as clients do it."""
+        return [read_message(data) for data in self.frames()]
+
+
+def read_message(data: bytes) -> dict[str, Any]:
+    """A message as its receiver sees it. Fields of the body win (``protocol.md`` 2.1)."""
+    unpacker = msgpack.Unpacker(strict_map_key=False)
+    unpacker.feed(data)
+    message: dict[str, Any] = {}
+    for value in unpacker:
+        message.update(value)
+    return message
+
+
+def pack_message(header: dict[str, Any], body: object = None) -> bytes:
+    """A message as a client sends it; *body* may be bytes that are no message pack."""
+    if body is None:
+        return bytes(msgpack.packb(header))
+    return bytes(msgpack.packb(header) + (body if isinstance(body, bytes) else msgpack.packb(body)))
+
+
+@dataclass(eq=False)
+class Peer:
+    """A connected client: what it sends and what it has received."""
+
+    broker: Broker
+    session: PeerSession
+    transport: MemoryTransport
+    seen: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.session.name
+
+    def send(self, header: dict[str, Any], body: object = None) -> PeerSession | None:
+        """Send one message and flush. Returns the session that had no room, as the router does."""
+        frame = parse_frame(pack_message(header, body), header_bounds(self.broker.limits))
+        blocked = self.broker.router.route(self.session, frame)
+        self.broker.flush()
+        return blocked
+
+    def call(self, to: str, method: str, *args: Any, session: str = "s1", **kwargs: Any) -> PeerSession | None:
+        """Call a function with the promise that modern clients write."""
+        extra: dict[str, Any] = {"args": list(args), "promise": "*", "t": 5.0}
+        if kwargs:
+            extra |= {"args": [*args, kwargs], "with_kwargs": True}
+        return self.send({"type": "method", "to": to, "method": method, "session": session}, extra)
+
+    def answer(self, message: dict[str, Any], value: Any = None, name: str = "resolve") -> PeerSession | None:
+        """Answer a call that this peer has received."""
+        session = message["session"]
+        header = {"type": "method", "to": message["from"], "method": f"{session}.{name}", "parent": session}
+        return self.send(header, {"args": [value]})
+
+    def received(self) -> list[dict[str, Any]]:
+        """The messages that came since the last look."""
+        messages = self.transport.messages()[self.seen :]
+        self.seen += len(messages)
+        return messages
+
+    def errors(self) -> list[str]:
+        """The texts of the rejections that came since the last look; nothing else may have come."""
+        messages = self.received()
+        assert all(message["method"].endswith(".reject") for message in messages), messages
+        return [message["args"][0]["_rvalue"] for message in messages]
+
+    def announce(self, *services: str, visibility: str = "protected", **config: Any) -> None:
+        """Register services by id."""
+        entries = [Registration(name, name, "test", {"visibility": visibility, **config}, None) for name in services]
+        self.broker.registry.announce(self.session, entries)
+
+    def leave(self, *, clean: bool = True) -> None:
+        self.broker.leave(self.session, clean=clean)
+
+
+@dataclass(eq=False)
+class Scene:
+    """A broker and its clients. *nursery*: see :class:`MemoryTransport`."""
+
+    limits: Limits = field(default_factory=Limits)
+    nursery: trio.Nursery | None = None
+    wall: Callable[[], float] = lambda: EPOCH
+
+    def __post_init__(self) -> None:
+        self.broker = Broker(Config(limits=self.limits), KEY, SERVER_ID, self.wall)
+
+    def workspace(self, name: str) -> Workspace:
+        found = self.broker.registry.workspaces.get(name)
+        return found or self.broker.registry.create_workspace(name)
+
+    def principal(self, name: str, workspace: str, level: Level = Level.READ_WRITE) -> Principal:
+        return Principal(id=name, is_anonymous=False, grants={workspace: level})
+
+    def join(
+        self,
+        address: str,
+        *,
+        principal: Principal | None = None,
+        dialect: Dialect = LEGACY,
+        takes: int | None = None,
+        frame_limit: int | None = None,
+    ) -> Peer:
+        """Connect a client at ``workspace/client``; by default a user of its own who may write there."""
+        workspace, _, client = address.partition("/")
+        self.workspace(workspace)
+        principal = principal or self.principal(f"user-of-{client}", workspace)
+        token = self.broker.tokens.issue(principal, expires_in=3600)
+        admission = self.broker.admit(Credentials(client, workspace, token))
+        return self.attach(admission, dialect=dialect, takes=takes, frame_limit=frame_limit)
+
+    def attach(
+        self,
+        admission: Admission,
+        *,
+        dialect: Dialect = LEGACY,
+        takes: int | None = None,
+        frame_limit: int | None = None,
+    ) -> Peer:
+        transport = MemoryTransport(self.nursery, takes)
+        limit = self.limits.frame_bytes if frame_limit is None else frame_limit
+        session = self.broker.attach(admission, dialect, transport, frame_limit=limit, base_url="http://localhost:9527")
+        return Peer(self.broker, session, transport)
