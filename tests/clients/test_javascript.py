@@ -33,6 +33,20 @@ async def test_row_01_every_form_of_the_address_connects_to_a_workspace_of_its_o
     )
 
 
+async def test_row_01_a_client_id_of_any_letters(run_javascript: RunJavascript, server: Server) -> None:
+    await run_javascript(
+        """
+        const client_id = "Grüße + 世界";
+        const server = await connect({ client_id });
+        const info = await server.register_service({ id: "svc", hello: () => "hello" });
+        assert.equal(info.id, `${server.config.workspace}/${client_id}:svc`);
+        assert.deepEqual(await server.list_clients(), ["workspace-manager", client_id]);
+        assert.equal(await (await server.get_service(info.id)).hello(), "hello");
+        """,
+        server.url,
+    )
+
+
 async def test_row_01_below_a_base_path(run_javascript: RunJavascript, start_server: StartServer) -> None:
     with start_server("--base-path", "/lab") as server:
         assert server.url.endswith("/lab")
@@ -177,6 +191,28 @@ async def test_row_05_callbacks(run_javascript: RunJavascript, server: Server) -
 
         const counter = await svc.counter();
         assert.deepEqual([await counter.next(), await counter.next()], [1, 2]);
+        """,
+        server.url,
+    )
+
+
+async def test_row_05_an_interface_stays_callable_after_the_call(run_javascript: RunJavascript, server: Server) -> None:
+    """What is marked ``_rintf`` outlives the call (3.3), also between workspaces."""
+    await run_javascript(
+        """
+        const provider = await connect();
+        const listeners = [];
+        await provider.register_service({
+          id: "svc-5",
+          config: { visibility: "public" },
+          subscribe: (listener) => void listeners.push(listener),
+        });
+        const caller = await connect();
+        const heard = [];
+        const svc = await caller.get_service("svc-5");
+        await svc.subscribe({ _rintf: true, hear: (word) => { heard.push(word); return heard.length; } });
+        assert.deepEqual([await listeners[0].hear("a"), await listeners[0].hear("b")], [1, 2]);
+        assert.deepEqual(heard, ["a", "b"]);
         """,
         server.url,
     )
@@ -399,6 +435,15 @@ async def test_row_11_values_come_back_as_they_were(run_javascript: RunJavascrip
           words: ["", "Grüße, 世界 🧪", "\\u0000"],
           rest: [null, true, false, { deeper: { still: [[]] } }],
         };
+        class Cat { constructor(name) { this.name = name; } }
+        for (const client of [provider, caller])
+          client.registerCodec({
+            name: "cat",
+            type: Cat,
+            encoder: (cat) => ({ name: cat.name }),
+            decoder: (encoded) => new Cat(encoded.name),
+          });
+        values.cats = [new Cat("Mia")];
         for (const echo of [caller.echo, peer.echo]) {
           assert.deepEqual(await echo(values), values);
           for (const value of Object.values(values)) assert.deepEqual(await echo(value), value);
@@ -605,6 +650,31 @@ async def test_row_16_a_workspace_and_a_token_for_it(run_javascript: RunJavascri
         assert.deepEqual(await owner.getWorkspaceInfo(name), seen);
         await assert.rejects(connect({ workspace: owner.config.workspace, token }), /connection failed/);
         await assert.rejects(member.generate_token({ scopes: [owner.config.workspace] }), /no permission to workspace/);
+        """,
+        server.url,
+    )
+
+
+async def test_events_reach_one_client_of_the_own_workspace(run_javascript: RunJavascript, server: Server) -> None:
+    """``protocol.md`` 5.9. The client's own ``server.emit`` is broken (11.39); what it calls is not."""
+    await run_javascript(
+        """
+        const hearer = await connect({ client_id: "hearer" });
+        const { workspace } = hearer.config;
+        const member = await connect({ client_id: "member", workspace, token: await hearer.generate_token() });
+        const stranger = await connect();
+        const heard = [];
+        hearer.on("news", (event) => heard.push(event));
+        const to = `${workspace}/hearer`;
+
+        await assert.rejects(member.emit({ type: "news", to }), /type is not defined/);
+        await stranger.rpc.emit({ type: "news", to, text: "from a stranger" });
+        assert.equal(await stranger.echo("has arrived"), "has arrived");
+        await member.rpc.emit({ type: "news", to, text: "from a member", from: "somebody/else" });
+        await until(() => heard.length);
+        assert.deepEqual(heard.map(({ type, text, from, ws }) => ({ type, text, from, ws })), [
+          { type: "news", text: "from a member", from: `${workspace}/member`, ws: workspace },
+        ]);
         """,
         server.url,
     )
