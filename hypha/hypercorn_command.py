@@ -71,7 +71,7 @@ class _CommandApp:
         if command is not None and command.pid is not None:
             die_with_parent(command.pid)
         async with trio.open_nursery() as nursery:
-            await nursery.start(_swallow_sigterm if command else _terminate_on_sigterm)
+            await nursery.start(_swallow_sigterm if command else _terminate_on_signal)
             await self._app(scope, receive, send)
             nursery.cancel_scope.cancel()
 
@@ -84,16 +84,17 @@ async def _swallow_sigterm(task_status: trio.TaskStatus[None] = trio.TASK_STATUS
             pass
 
 
-async def _terminate_on_sigterm(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """With ``-w 0``: the first SIGTERM lets Hypercorn finish, the second ends the process.
+async def _terminate_on_signal(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """With ``-w 0``: the first SIGTERM or SIGINT lets Hypercorn finish, the second ends the process.
 
-    Hypercorn has an event for this (a worker that has served ``max_requests`` sets it) and keeps it in a local
-    variable of its main task. SIGINT would do, too, but not where it is ignored, as in the background of a script.
+    Left alone, SIGTERM kills, and SIGINT becomes a KeyboardInterrupt in whatever task is running, which may be one
+    of ours. Hypercorn has an event for the purpose (a worker that has served ``max_requests`` sets it) and keeps it
+    in a local variable of its main task.
     """
     main = _main_task()
     assert main is not None
     assert main.coro.cr_frame is not None
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         await anext(signals)
         await main.coro.cr_frame.f_locals["context"].terminate.set()

@@ -84,7 +84,7 @@ class Parent:
     """The life of one server. Call :meth:`run` once, from the main thread."""
 
     def __init__(self, config: Config, sockets: Sequence[socket.socket], started_at: float) -> None:
-        """*started_at* is when the command was given, on the monotonic clock."""
+        """*sockets* are closed when the server stops. *started_at*, on the monotonic clock, is when it was started."""
         self._config = config
         self._sockets = sockets
         self._selector = selectors.DefaultSelector()
@@ -161,6 +161,8 @@ class Parent:
     def _stop(self) -> None:
         self._stops += 1
         self._start_at = None
+        for sock in self._sockets:
+            sock.close()  # nobody will accept what would wait here; a supervisor that passed the socket keeps its own
         if self._worker is None:
             self._code = STOPPED
         elif self._stops == 1:

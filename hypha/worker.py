@@ -53,7 +53,10 @@ class Server:
         try:
             trio.run(self._main, obey)
         except Exception as error:  # noqa: BLE001  the edge of the process: everything is told here, in one line
-            self._failure = self._failure or explain(error)
+            # A start that was given up has failed, as far as Quart and Hypercorn know.
+            given_up = self._draining.is_set() and not self._ready
+            if not given_up and self._failure is None:
+                self._failure = explain(error)
         if self._failure is None:
             return STOPPED
         say(self._failure.text)
@@ -87,8 +90,9 @@ class Server:
         self._on_ready()
 
     def _on_failure(self, failure: Failure) -> None:
-        self._failure = failure
-        self.drain()
+        if not self._draining.is_set():
+            self._failure = failure
+            self.drain()
 
 
 @dataclass(frozen=True, slots=True)
