@@ -24,7 +24,7 @@ from hypha.errors import (
     ServiceNotFound,
 )
 from hypha.wire import values
-from hypha.wire.address import PUBLIC_WORKSPACE, ServiceQuery, parse_service_id
+from hypha.wire.address import PUBLIC_WORKSPACE, ServiceQuery, check_name, parse_service_id
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
@@ -416,6 +416,8 @@ def _own_workspace(call: ServerCall) -> PeerSession:
 
 def _prepare(service: dict[str, Any], workspace: str) -> dict[str, Any]:
     """The service as it goes back to its client: absolute targets, and ``private`` as the word that clients accept."""
+    if service.get("id") is not None:  # without one the client chooses
+        _check_service_id(service["id"])
     prepared: dict[str, Any] = values.absolute_targets(service, workspace)
     config = prepared.get("config")
     if config is None:
@@ -426,6 +428,12 @@ def _prepare(service: dict[str, Any], workspace: str) -> dict[str, Any]:
     if config.get("visibility") == "private":
         config["visibility"] = "protected"
     return prepared
+
+
+def _check_service_id(name: object) -> None:
+    # Clients find functions by dotted paths (protocol.md 2.2), so that no call would reach a service with a dot.
+    if "." in check_name("service id", name):
+        raise InvalidArgument(f"service id {name!r} must not contain '.'")
 
 
 def _registrations(session: PeerSession) -> list[Registration]:

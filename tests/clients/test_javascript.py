@@ -162,6 +162,21 @@ async def test_row_05_functions_are_callable_after_registration(run_javascript: 
     )
 
 
+async def test_row_05_a_service_id_that_nobody_could_use_is_refused(
+    run_javascript: RunJavascript, server: Server
+) -> None:
+    await run_javascript(
+        """
+        const server = await connect();
+        for (const id of ["a.b", "a/b", "a:b", "*"])
+          await assert.rejects(server.register_service({ id, hello: () => "hello" }), /ValueError: .* must not contain/);
+        assert.deepEqual(await server.list_services(), []);
+        assert.deepEqual(Object.keys(server.rpc.get_all_local_services()), ["built-in"]);
+        """,
+        server.url,
+    )
+
+
 async def test_row_05_callbacks(run_javascript: RunJavascript, server: Server) -> None:
     await run_javascript(
         """
