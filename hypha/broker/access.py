@@ -140,6 +140,7 @@ _NEEDED = {
     Action.WRITE: Level.READ_WRITE,
     Action.ADMINISTER: Level.ADMIN,
 }
+_ON_SERVICES = (Action.LIST_SERVICE, Action.CALL_SERVICE)
 
 
 def may(
@@ -155,10 +156,12 @@ def may(
     *caller_workspace* is where the caller is connected. Membership opens a protected service only from inside its
     workspace: that is what a provider's own check compares (``protocol.md`` 4.4).
     """
-    level = level_in(principal, workspace)
     needed = _NEEDED.get(action)
     if needed is not None:
+        level = level_in(principal, workspace)
         return Decision(level >= needed, f"level {level.name} in {workspace.name!r}, {needed.name} is needed")
+    if action not in _ON_SERVICES:
+        return Decision(False, f"there is no action {action!r}")
     if service is None:
         return Decision(False, "no service was named")
     if service.visibility == "public" or (service.visibility == "unlisted" and action is Action.CALL_SERVICE):
@@ -167,4 +170,5 @@ def may(
         return Decision(True, f"workspace {caller_workspace!r} is authorized")
     if caller_workspace != workspace.name:
         return Decision(False, "the service is protected and the caller is in another workspace")
+    level = level_in(principal, workspace)
     return Decision(level >= Level.READ, f"level {level.name} in {workspace.name!r}")

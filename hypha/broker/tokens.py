@@ -89,7 +89,7 @@ class Tokens:
                 leeway=_CLOCK_SKEW,
                 options={"require": ["exp", "iat", "sub"], "verify_exp": False, "verify_iat": False},
             )
-        except jwt.InvalidTokenError as exc:
+        except (jwt.InvalidTokenError, UnicodeError) as exc:
             raise NotAuthenticated("the token is not one of this server; generate a new one") from exc
         if claims["exp"] + _CLOCK_SKEW < self._clock():
             raise NotAuthenticated("the token has expired; generate a new one")
