@@ -1,0 +1,403 @@
+"""What the guard holds: one connection's faults stay its own, sends end, and a websocket's stream changes hands."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, memory_stream_pair
+from wsproto.events import BytesMessage
+
+from hypha.config import Config
+from hypha.errors import ConfigError
+from hypha.web import guard
+from hypha.web.guard import SEND_SECONDS, GuardedServer, TakeOverFailed
+from tests.web.stack import LoopbackStack, MemoryStack, ServerEnd, Stack, connection, memory_stack
+from tests.web.wires import (
+    WebSocket,
+    decode,
+    encode,
+    exchange,
+    http,
+    join,
+    read_answer,
+    read_to_end,
+    request_bytes,
+    upgrade,
+    upgrade_bytes,
+)
+
+LIVENESS = request_bytes("/health/liveness")
+
+
+@asynccontextmanager
+async def neighbour(stack: Stack) -> AsyncIterator[None]:
+    """A client that is served before and after what happens inside."""
+    peer = await join(stack, "neighbour")
+    yield
+    assert await peer.manager("echo", "still here") == "still here"
+
+
+def echo_call(data: Any) -> bytes:
+    """A call of the manager that needs nothing to be known."""
+    peer = WebSocket(memory_stream_pair()[0], {}, b"")
+    promise = {"resolve": {"_rmethod": "s.resolve"}, "reject": {"_rmethod": "s.reject"}}
+    main = {"type": "method", "to": "workspace-manager", "method": "services.default.echo", "session": "s"}
+    return peer.encoded(BytesMessage(encode(main, {"args": [data], "promise": promise})))
+
+
+# --- F1: what follows an upgrade request in the same segment ---------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 65000])
+async def test_frames_glued_to_the_upgrade_are_answered(
+    autojump_clock: MockClock, stack: MemoryStack, size: int
+) -> None:
+    data = b"\x07" * size
+    socket = await upgrade(stack.connect(), "/ws?client_id=a", glued=echo_call(data))
+    answer = await socket.receive()
+    assert isinstance(answer, bytes)
+    main, extra = decode(answer)
+    assert (main["method"], extra) == ("s.resolve", {"args": [data]})
+
+
+async def test_frames_glued_to_the_upgrade_are_answered_on_a_socket(loopback: LoopbackStack) -> None:
+    async with neighbour(loopback):
+        socket = await upgrade(await loopback.open(), "/ws?client_id=a", glued=echo_call("x"))
+        answer = await socket.receive()
+        assert isinstance(answer, bytes)
+        assert decode(answer)[1]["args"] == ["x"]
+
+
+@pytest.mark.parametrize("glued", [LIVENESS, b"\x00", b"\xff" * 5000, b"\r\n\r\n"], ids=repr)
+async def test_what_is_no_websocket_frame_ends_that_connection_alone(
+    autojump_clock: MockClock, stack: MemoryStack, glued: bytes
+) -> None:
+    async with neighbour(stack):
+        socket = await upgrade(stack.connect(), "/ws?client_id=a", glued=glued)
+        if glued == b"\x00":  # half of a head: nothing is wrong yet
+            await socket.stream.send_all(b"\x00")
+        assert (await socket.closed()).code == 1002
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_what_is_no_websocket_frame_on_a_socket(loopback: LoopbackStack) -> None:
+    async with neighbour(loopback):
+        socket = await upgrade(await loopback.open(), "/ws?client_id=a", glued=LIVENESS)
+        assert (await socket.closed()).code == 1002
+
+
+async def test_bytes_behind_a_refused_upgrade_are_not_a_request(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    stream = stack.connect()
+    await stream.send_all(upgrade_bytes("/ws?client_id=a&token=bad") + LIVENESS)
+    answer = await read_to_end(stream)
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_only_so_much_is_held_before_the_upgrade_is_answered(
+    autojump_clock: MockClock, stack: MemoryStack
+) -> None:
+    async def undecided(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep(100)
+
+    async with neighbour(stack):
+        stack.app = undecided
+        streams = [stack.connect(), stack.connect()]
+        for stream, size in zip(streams, [65536, 65537], strict=True):
+            await stream.send_all(upgrade_bytes("/ws"))
+            await stream.send_all(b"\0" * size)
+        await trio.sleep(1)
+        assert [end.closed.is_set() for end in stack.ends[-2:]] == [False, True]
+
+
+# --- the barrier ----------------------------------------------------------------------------------------------
+
+
+class Faulty(ServerEnd):
+    """A connection that errs in a way that nobody thought of."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.sleep(1)
+        raise RuntimeError("of glass")
+
+
+async def test_an_error_of_one_connection_is_logged_and_stays_there(
+    autojump_clock: MockClock, stack: MemoryStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with neighbour(stack):
+        end = Faulty(*memory_stream_pair())
+        stack.servers.start_soon(stack.serve, end)
+        await end.closed.wait()
+    assert "connection ended by an error: RuntimeError('of glass')" in caplog.text
+
+
+async def test_an_application_that_raises_is_a_500_and_stays_there(
+    autojump_clock: MockClock, stack: MemoryStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("of glass")
+
+    async with neighbour(stack):
+        served, stack.app = stack.app, broken
+        answer = await http(stack, "/")
+        stack.app = served
+    assert (answer.status, answer.body) == (500, b"")
+
+
+# --- F2: peers that stop reading -------------------------------------------------------------------------------
+
+
+def big_answer(size: int) -> Callable[[Any, Any, Any], Awaitable[None]]:
+    """An application that sends *size* bytes and does not listen."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * size, "more_body": False})
+
+    return app
+
+
+async def test_a_peer_that_takes_nothing_is_cut(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    stack.app = big_answer(10)
+    stream = stack.connect(lockstep=True)
+    await stream.send_all(request_bytes("/"))
+    before = trio.current_time()
+    await stack.ends[0].closed.wait()
+    assert trio.current_time() - before == pytest.approx(SEND_SECONDS)
+
+
+async def test_a_peer_that_reads_slowly_is_served(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    """Each 64 KiB have their own deadline."""
+    stack.app = big_answer(400_000)
+    stream = stack.connect(lockstep=True)
+    await stream.send_all(request_bytes("/", headers={"Connection": "close"}))
+    received = b""
+    while part := await stream.receive_some(65536):
+        received += part
+        await trio.sleep(SEND_SECONDS - 1)
+    assert received.count(b"x") == 400_000
+
+
+async def test_a_peer_that_takes_nothing_does_not_delay_the_end(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with memory_stack(Config(data_dir=tmp_path)) as stack:
+        stack.app = big_answer(10)
+        await stack.connect(lockstep=True).send_all(request_bytes("/"))
+        await trio.testing.wait_all_tasks_blocked()
+        before = trio.current_time()
+    assert trio.current_time() - before <= stack.settings.graceful_timeout
+
+
+async def test_a_peer_that_takes_nothing_on_a_socket(
+    tmp_path: Path, loopback: LoopbackStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "SEND_SECONDS", 0.1)
+    peer = await join(loopback, "a")
+
+    async def big(call: Any) -> str:
+        return "x" * 200_000
+
+    await peer.provide("big", {"get": big})
+    request = request_bytes(f"/{peer.workspace}/services/big/get")
+    async with neighbour(loopback):
+        stalled = await loopback.open()
+        # Answers to requests that were sent ahead, until all buffers on the way are full.
+        with trio.move_on_after(2) as waiting:
+            while await send_while_open(stalled, request):
+                pass
+        assert not waiting.cancelled_caught
+
+
+async def send_while_open(stream: trio.abc.SendStream, data: bytes) -> bool:
+    try:
+        await stream.send_all(data)
+    except trio.BrokenResourceError:
+        return False
+    return True
+
+
+# --- HTTP connections end -------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def tls(stack: MemoryStack) -> AsyncIterator[trio.SSLStream[Any]]:
+    """A connection over TLS whose server's writes wait until the client has read them."""
+    client, end = connection(lockstep=True)
+    secure = trio.SSLStream(end, anonymous(ssl.PROTOCOL_TLS_SERVER), server_side=True, https_compatible=True)
+    stack.servers.start_soon(stack.serve, secure)
+    stream = trio.SSLStream(client, anonymous(ssl.PROTOCOL_TLS_CLIENT), https_compatible=True)
+    await stream.do_handshake()
+    yield stream
+    await trio.aclose_forcefully(stream)
+
+
+def anonymous(protocol: int) -> ssl.SSLContext:
+    """TLS without certificates, for the form of its streams alone."""
+    context = ssl.SSLContext(protocol)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_ciphers("aNULL:@SECLEVEL=0")
+    return context
+
+
+async def test_http_over_tls(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    async with tls(stack) as stream:
+        assert (await exchange(stream, "/health/liveness")).status == 200
+        assert (await exchange(stream, "/nothing")).status == 404
+
+
+# --- what is not spoken ----------------------------------------------------------------------------------------
+
+
+async def test_compression_is_never_negotiated(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    offer = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
+    socket = await upgrade(stack.connect(), "/ws?client_id=a", offer)
+    assert "sec-websocket-extensions" not in socket.headers
+    await socket.stream.send_all(b"\xc2\x80\0\0\0\0")  # RSV1: a compressed message
+    assert (await socket.closed()).code == 1002
+
+
+@pytest.mark.parametrize("found", ["0.17.3", "0.19.0", "0.19.0rc1", "1.0", "0.180"])
+def test_another_hypercorn_is_refused_by_name(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "version", lambda name: found)
+    with pytest.raises(ConfigError, match=rf"hypercorn {re.escape(found)} is installed.*pip install"):
+        guard.install()
+
+
+# --- the take-over --------------------------------------------------------------------------------------------
+
+
+class Taker:
+    """An ASGI application that takes a websocket over when it is told to."""
+
+    def __init__(self) -> None:
+        self.go = trio.Event()
+        self.begun = trio.Event()
+        self.taken: list[bytes] = []
+        self.failed = 0
+        self.hold = trio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        taking: GuardedServer = scope["extensions"]["hypha.guard"]
+        self.begun.set()
+        await self.go.wait()
+        try:
+            async with taking.take_over(receive, send) as (stream, early):
+                self.taken.append(early)
+                await stream.send_all(b"ours")
+                await self.hold.wait()
+        except TakeOverFailed:
+            self.failed += 1
+
+
+@pytest.fixture
+def taker(stack: MemoryStack) -> Taker:
+    stack.app = taker = Taker()
+    return taker
+
+
+async def test_the_stream_belongs_to_the_taker(autojump_clock: MockClock, stack: MemoryStack, taker: Taker) -> None:
+    stream = stack.connect()
+    await stream.send_all(upgrade_bytes("/ws") + b"one")
+    await trio.testing.wait_all_tasks_blocked()
+    await stream.send_all(b"two")
+    await trio.testing.wait_all_tasks_blocked()
+    taker.go.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert taker.taken == [b"onetwo"]
+    taker.hold.set()
+    answer = await read_to_end(stream)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    assert answer.endswith(b"\r\n\r\nours")
+    await trio.testing.wait_all_tasks_blocked()
+    assert stack.ends[0].closed.is_set()
+    assert not stack.servers.child_tasks
+
+
+async def test_a_client_that_left_before_is_not_taken(
+    autojump_clock: MockClock, stack: MemoryStack, taker: Taker
+) -> None:
+    stream = stack.connect()
+    await stream.send_all(upgrade_bytes("/ws"))
+    await taker.begun.wait()
+    await stream.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    taker.go.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert (taker.taken, taker.failed) == ([], 1)
+    assert not stack.servers.child_tasks
+
+
+async def test_a_client_that_leaves_with_its_request_ends_the_take_over(
+    autojump_clock: MockClock, stack: MemoryStack, taker: Taker
+) -> None:
+    taker.go.set()
+    stream = stack.connect()
+    await stream.send_all(upgrade_bytes("/ws"))
+    await stream.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    taker.hold.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(taker.taken) + taker.failed <= 1
+    assert not stack.servers.child_tasks
+
+
+async def test_what_is_no_websocket_cannot_be_taken_over(
+    autojump_clock: MockClock, stack: MemoryStack, taker: Taker
+) -> None:
+    taker.go.set()
+    stream = stack.connect()
+    await stream.send_all(request_bytes("/"))
+    assert (await read_answer(stream)).status == 500
+    assert taker.failed == 1
+
+
+async def test_a_take_over_can_be_cancelled_at_every_step(
+    autojump_clock: MockClock, stack: MemoryStack, taker: Taker
+) -> None:
+    """After the n-th step of any task, for every n until the take-over is complete."""
+    taker.go.set()
+    for count in itertools.count():
+        client, end = connection()
+        async with trio.open_nursery() as nursery:
+            cancelling = Steps(count, nursery.cancel_scope)
+            trio.lowlevel.add_instrument(cancelling)
+            nursery.start_soon(stack.serve, end)
+            nursery.start_soon(upgrade_and_read, client)
+            await trio.testing.wait_all_tasks_blocked()
+            trio.lowlevel.remove_instrument(cancelling)
+            nursery.cancel_scope.cancel()
+        assert end.closed.is_set(), count
+        if not cancelling.done:
+            break
+    assert count > 20
+    assert taker.taken[-1] == b"early"
+
+
+async def upgrade_and_read(stream: trio.abc.Stream) -> None:
+    await stream.send_all(upgrade_bytes("/ws") + b"early")
+    while await stream.receive_some():
+        pass
+
+
+class Steps(trio.abc.Instrument):
+    """Cancels *scope* after *count* steps of tasks."""
+
+    def __init__(self, count: int, scope: trio.CancelScope) -> None:
+        self.left = count
+        self.done = False
+        self._scope = scope
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.left -= 1
+        if self.left < 0 and not self.done:
+            self.done = True
+            self._scope.cancel()
