@@ -106,7 +106,10 @@ class GuardedServer(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):
-            await super().protocol_send(event)
+            # The application has just been told that its request is over, and frameworks cancel what still runs for
+            # it: this very task. The idle clock must start, and what is to be closed must be closed, all the same.
+            with trio.move_on_after(SEND_SECONDS, shield=True):
+                await super().protocol_send(event)
             return
         async with self.send_lock:
             delivered = await self._send_bounded(event.data)

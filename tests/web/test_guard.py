@@ -226,6 +226,40 @@ async def send_while_open(stream: trio.abc.SendStream, data: bytes) -> bool:
 # --- HTTP connections end -------------------------------------------------------------------------------------
 
 
+async def test_an_idle_connection_is_closed_after_a_while(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    """Also after an answer: the end of a request, which the application learns, must not stop the clock."""
+    before = trio.current_time()
+    streams = [stack.connect() for _ in range(4)]
+    await streams[1].send_all(b"GET / HTTP/1.1\r\n")
+    assert (await exchange(streams[2], "/health/liveness")).status == 200
+    assert (await exchange(streams[3], "/public/services/x/y")).status == 404
+    for stream in streams:
+        assert await read_to_end(stream) == b""
+    assert trio.current_time() - before == pytest.approx(stack.settings.keep_alive_timeout)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not stack.servers.child_tasks
+
+
+@pytest.mark.parametrize("target", ["/health/liveness", "/public/services/x/y", "/nothing"])
+async def test_a_connection_that_is_to_be_closed_is_closed(
+    autojump_clock: MockClock, stack: MemoryStack, target: str
+) -> None:
+    stream = stack.connect()
+    await stream.send_all(request_bytes(target, headers={"Connection": "close"}))
+    await read_to_end(stream)
+    await trio.testing.wait_all_tasks_blocked()
+    assert stack.ends[0].closed.is_set()
+    assert not stack.servers.child_tasks
+
+
+async def test_idle_connections_do_not_delay_the_end(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with memory_stack(Config(data_dir=tmp_path)) as stack:
+        await exchange(stack.connect(), "/health/liveness")
+        stack.connect()
+        before = trio.current_time()
+    assert trio.current_time() == before
+
+
 @asynccontextmanager
 async def tls(stack: MemoryStack) -> AsyncIterator[trio.SSLStream[Any]]:
     """A connection over TLS whose server's writes wait until the client has read them."""
