@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -23,9 +24,10 @@ import hypercorn.protocol.h11
 import hypercorn.trio.run
 import trio
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.events import Body, Data
+from hypercorn.protocol.events import Body, Data, Request
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import AppWrapper
@@ -67,6 +69,30 @@ class HeldWebsocket(WSStream):
             self.early += event.data
         else:
             raise trio.BrokenResourceError("too many bytes before the websocket was accepted")
+
+
+class HttpRequest(HTTPStream):
+    """An HTTP request whose end is told to the application without waiting.
+
+    Hypercorn queues it behind a body that an application need not read, and then nothing ends the connection.
+    """
+
+    async def handle(self, event: StreamEvent) -> None:
+        await super().handle(event)
+        if isinstance(event, Request) and not self.closed:
+            self.app_put = partial(_hand_over, cast(Any, self.app_put).__self__)
+
+
+async def _hand_over(queue: trio.MemorySendChannel[Any], event: Any) -> None:
+    try:
+        if event["type"] == "http.disconnect":
+            queue.send_nowait(event)
+        else:
+            await queue.send(event)
+    except trio.WouldBlock:
+        queue.close()  # which wakes our reader, too
+    except trio.ClosedResourceError:
+        pass  # the application has answered
 
 
 class Http1Only(H11Protocol):
@@ -192,5 +218,6 @@ def install() -> None:
         (hypercorn.trio.run, "TCPServer", GuardedServer),
         (hypercorn.protocol, "H11Protocol", Http1Only),
         (hypercorn.protocol.h11, "WSStream", HeldWebsocket),
+        (hypercorn.protocol.h11, "HTTPStream", HttpRequest),
     ):
         setattr(module, name, replacement)

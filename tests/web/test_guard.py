@@ -260,6 +260,20 @@ async def test_idle_connections_do_not_delay_the_end(tmp_path: Path, autojump_cl
     assert trio.current_time() == before
 
 
+async def test_a_body_that_nobody_reads_holds_nothing(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    stream = stack.connect(lockstep=True)
+    too_large = {"Content-Length": str(2**40)}
+    await stream.send_all(request_bytes("/public/services/x/y", "POST", too_large))
+    for _ in range(40):
+        await stream.send_all(bytes(65536))
+        await trio.testing.wait_all_tasks_blocked()
+    assert (await read_answer(stream)).status == 413
+    await trio.aclose_forcefully(stream)
+    await trio.testing.wait_all_tasks_blocked()
+    assert stack.ends[0].closed.is_set()
+    assert not stack.servers.child_tasks
+
+
 @asynccontextmanager
 async def tls(stack: MemoryStack) -> AsyncIterator[trio.SSLStream[Any]]:
     """A connection over TLS whose server's writes wait until the client has read them."""
