@@ -24,7 +24,7 @@ import hypercorn.protocol.h11
 import hypercorn.trio.run
 import trio
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.events import Body, Data, Request
+from hypercorn.protocol.events import Body, Data, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
@@ -69,6 +69,10 @@ class HeldWebsocket(WSStream):
             self.early += event.data
         else:
             raise trio.BrokenResourceError("too many bytes before the websocket was accepted")
+
+    async def _send_error_response(self, status_code: int) -> None:
+        await super()._send_error_response(status_code)
+        await self.send(StreamClosed(self.stream_id))  # it says "connection: close", and Hypercorn leaves it open
 
 
 class HttpRequest(HTTPStream):

@@ -274,6 +274,19 @@ async def test_a_body_that_nobody_reads_holds_nothing(autojump_clock: MockClock,
     assert not stack.servers.child_tasks
 
 
+@pytest.mark.parametrize(
+    "headers", [{"Sec-WebSocket-Version": "12"}, {"Sec-WebSocket-Version": "x"}, {"Sec-WebSocket-Version": ""}], ids=str
+)
+async def test_an_invalid_upgrade_is_refused_and_closed(
+    autojump_clock: MockClock, stack: MemoryStack, headers: dict[str, str]
+) -> None:
+    stream = stack.connect()
+    await stream.send_all(upgrade_bytes("/ws?client_id=a", headers))
+    assert (await read_to_end(stream)).startswith(b"HTTP/1.1 400 ")
+    await trio.testing.wait_all_tasks_blocked()
+    assert stack.ends[0].closed.is_set()
+
+
 @asynccontextmanager
 async def tls(stack: MemoryStack) -> AsyncIterator[trio.SSLStream[Any]]:
     """A connection over TLS whose server's writes wait until the client has read them."""
