@@ -13,12 +13,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
 
+import hypercorn.config
 import hypercorn.protocol
 import hypercorn.protocol.h11
 import hypercorn.trio.run
@@ -212,16 +214,18 @@ def install() -> None:
 
     Raises :class:`ConfigError` for a version of Hypercorn with which it was not tested.
     """
-    found = tuple(int(part) for part in version("hypercorn").split(".")[:2])
-    if not _TESTED[0] <= found < _TESTED[1]:
+    found = version("hypercorn")
+    release = tuple(int(part) for part in re.findall(r"[0-9]+", found)[:2])
+    if not _TESTED[0] <= release < _TESTED[1]:
         raise ConfigError(
-            f"hypercorn {version('hypercorn')} is installed, but hypha works with >=0.18,<0.19; "
+            f"hypercorn {found} is installed, but hypha works with >=0.18,<0.19; "
             "run: pip install 'hypercorn>=0.18,<0.19'"
         )
-    for module, name, replacement in (
+    for owner, name, replacement in (
         (hypercorn.trio.run, "TCPServer", GuardedServer),
         (hypercorn.protocol, "H11Protocol", Http1Only),
         (hypercorn.protocol.h11, "WSStream", HeldWebsocket),
         (hypercorn.protocol.h11, "HTTPStream", HttpRequest),
+        (hypercorn.config.Config, "alpn_protocols", ["http/1.1"]),
     ):
-        setattr(module, name, replacement)
+        setattr(owner, name, replacement)

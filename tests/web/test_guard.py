@@ -333,6 +333,12 @@ def test_another_hypercorn_is_refused_by_name(found: str, monkeypatch: pytest.Mo
         guard.install()
 
 
+@pytest.mark.parametrize("found", ["0.18", "0.18.0", "0.18.7", "0.18rc1"])
+def test_the_tested_hypercorn_is_taken(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "version", lambda name: found)
+    guard.install()
+
+
 # --- the take-over --------------------------------------------------------------------------------------------
 
 
