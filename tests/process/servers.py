@@ -57,7 +57,7 @@ class Live:
 @asynccontextmanager
 async def live(command: Sequence[str], cwd: Path, environ: Mapping[str, str] | None = None) -> AsyncIterator[Live]:
     """Start *command* on a free port, in *cwd* and with its data directory there, and wait until it is ready."""
-    flags = () if "hypercorn" in command else ("--port", "0")
+    flags = () if "hypercorn" in command or "--fd" in command else ("--port", "0")
     async with (
         trio.open_nursery() as nursery,
         start(nursery, [*command, *flags], cwd=cwd, environ=environ) as running,
@@ -153,3 +153,8 @@ def listens(pid: int, port: int) -> bool:
     inodes = {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
     links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
     return any(link == f"socket:[{inode}]" for link in links for inode in inodes)
+
+
+def command_line(pid: int) -> str:
+    """The arguments of the process *pid*, which every user of the machine can read."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

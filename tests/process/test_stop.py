@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
@@ -141,7 +142,7 @@ async def test_a_second_sigterm_ends_hypercorn_without_workers_at_once(tmp_path:
 
 
 async def test_a_closed_terminal_ends_the_server(tmp_path: Path) -> None:
-    ours, theirs = (open(descriptor, "rb", buffering=0) for descriptor in os.openpty())
+    ours, theirs = map(io.FileIO, os.openpty())
     with ours, theirs:
         # The leader of a session gets the first terminal that it opens as its own, and SIGHUP when that is closed.
         command = ["sh", "-c", 'exec "$@" <"$0"', os.ttyname(theirs.fileno()), *SERVER]
