@@ -16,12 +16,12 @@ from hypha.broker.access import Action, Principal, may
 from hypha.broker.endpoint import ServerSession
 from hypha.broker.inflight import end_session
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
-from hypha.broker.registry import Parked, Registration, Registry, Workspace
+from hypha.broker.registry import Parked, Registration, Registry, Suspended, Workspace, registrations
 from hypha.broker.router import Router
 from hypha.broker.session import PeerSession
 from hypha.broker.tokens import Resumption, Tokens, new_user_id
 from hypha.config import Config
-from hypha.errors import Conflict, HyphaError, InvalidArgument, LimitExceeded, NotAuthenticated, PermissionDenied
+from hypha.errors import Conflict, InvalidArgument, LimitExceeded, NotAuthenticated, PermissionDenied
 from hypha.wire.address import Address, check_client_id
 from hypha.wire.dialect import Dialect
 
@@ -66,6 +66,7 @@ class Broker:
         self._clock = clock
         self._generation = 0
         self._ended: OrderedDict[str, float] = OrderedDict()
+        self._suspended = Suspended(config.limits)
 
     def now(self) -> float:
         """trio time in seconds."""
@@ -175,7 +176,7 @@ class Broker:
         before = workspace.members.get(address.client)
         restored: tuple[Registration, ...] = ()
         if before is not None and admission.resumed and before.identity == admission.identity:
-            restored = _registrations(before)
+            restored = registrations(before)
             self._detach(before)
             before.transport.close(1012, "superseded by a newer connection")
         self._generation += 1
@@ -193,14 +194,17 @@ class Broker:
         )
         self.registry.add(session)
         parked = workspace.parked.pop(address.client, None)
-        if parked is not None and parked.identity == admission.identity:
-            restored = parked.registrations
+        if parked is not None:
+            self._suspended.discard(parked)
+            if parked.identity == admission.identity:
+                restored = parked.registrations
         self.registry.announce(session, restored)
+        self.flush()
         return session
 
     def _require_quota(self, principal: Principal) -> None:
         limit = self.limits.sessions_per_principal
-        if sum(1 for session in self.registry.sessions() if session.principal.id == principal.id) >= limit:
+        if len(self.registry.sessions_of(principal.id)) >= limit:
             raise LimitExceeded(f"sessions_per_principal = {limit} clients of this user are connected already")
 
     # --- going ------------------------------------------------------------------------------------------------
@@ -216,7 +220,7 @@ class Broker:
         parked = None if clean else self._parked(session)
         self._detach(session)
         if parked is not None:
-            self._park(workspace, session.address.client, parked)
+            self._park(workspace, parked)
         else:
             self._remember_end(session.identity)
         if not workspace.members and not workspace.parked:
@@ -233,24 +237,17 @@ class Broker:
     def _parked(self, session: PeerSession) -> Parked:
         now = self.now()
         until = now + self.limits.session_grace
-        return Parked(session.identity, session.principal.id, _registrations(session), now, until)
+        return Parked(session.address, session.identity, session.principal.id, registrations(session), now, until)
 
-    def _park(self, workspace: Workspace, client_id: str, parked: Parked) -> None:
-        workspace.parked[client_id] = parked
-        everybody = [
-            (place, name, entry) for place in self.registry.workspaces.values() for name, entry in place.parked.items()
-        ]
-        own = [item for item in everybody if item[2].principal_id == parked.principal_id]
-        for group, limit in (
-            (own, self.limits.suspended_per_principal),
-            (everybody, self.limits.suspended_sessions),
-        ):
-            group.sort(key=lambda item: item[2].since)
-            for place, name, _ in group[: max(0, len(group) - limit)]:
-                self._unpark(place, name)
+    def _park(self, workspace: Workspace, parked: Parked) -> None:
+        workspace.parked[parked.address.client] = parked
+        for old in self._suspended.add(parked):
+            self._unpark(old)
 
-    def _unpark(self, workspace: Workspace, client_id: str) -> None:
-        workspace.parked.pop(client_id, None)
+    def _unpark(self, parked: Parked) -> None:
+        self._suspended.discard(parked)
+        workspace = self.registry.workspaces[parked.address.workspace]
+        del workspace.parked[parked.address.client]
         if not workspace.members and not workspace.parked and workspace.idle_since is None:
             workspace.idle_since = self.now()
         if not workspace.owners:
@@ -271,21 +268,12 @@ class Broker:
             expires = session.principal.expires_at
             if expires is not None and expires < wall:
                 session.transport.close(1008, "the token has expired")
+        for parked in self._suspended.expired(now):
+            self._unpark(parked)
         for workspace in list(self.registry.workspaces.values()):
-            for name in [name for name, parked in workspace.parked.items() if parked.until <= now]:
-                self._unpark(workspace, name)
             idle = workspace.idle_since
             if idle is not None and now - idle > self.limits.session_grace:
                 self.registry.drop_if_unused(workspace)
         while self._ended and next(iter(self._ended.values())) <= now:
             self._ended.popitem(last=False)
         self.flush()
-
-
-def _registrations(session: PeerSession) -> tuple[Registration, ...]:
-    return tuple(Registration(s.id, s.name, s.type, s.config, s.description) for s in session.services.values())
-
-
-def refusal_text(error: HyphaError) -> str:
-    """What a refused client is told; legacy users match on the words (``protocol.md`` 1.3)."""
-    return str(error)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypha.broker.access import Action, Level, Principal, level_in
 from hypha.broker.endpoint import Function, ServerCall, chunk_functions
-from hypha.broker.registry import Registration, Workspace, not_found_hint, parse_registration
+from hypha.broker.registry import Workspace, not_found_hint, parse_registration, registrations
 from hypha.broker.session import PeerSession, Service
 from hypha.broker.tokens import legacy_form, new_user_id
 from hypha.errors import (
@@ -178,7 +178,7 @@ class WorkspaceService:
 
     async def list_user_clients(self, call: ServerCall) -> list[str]:
         """The absolute ids of the caller's clients in all workspaces."""
-        return [member.name for member in self._registry.sessions() if member.principal.id == call.principal.id]
+        return [member.name for member in self._registry.sessions_of(call.principal.id)]
 
     async def get_summary(self, call: ServerCall) -> dict[str, Any]:
         """What is in the workspace."""
@@ -203,7 +203,7 @@ class WorkspaceService:
         if not isinstance(entries, list):
             raise InvalidArgument("'services' must be a list")
         parsed = [parse_registration(entry, session.address.client) for entry in entries]
-        self._registry.announce(session, [entry for entry in parsed if entry.id != "built-in"])
+        self._registry.announce(session, parsed)
 
     async def register_service(
         self, call: ServerCall, service: dict[str, Any], overwrite: bool = False, notify: bool = True
@@ -222,8 +222,8 @@ class WorkspaceService:
         )
         registration = parse_registration(answer, session.address.client)
         if registration.id not in session.services:  # the client was told not to notify
-            self._registry.announce(session, [*_registrations(session), registration])
-        return {**answer, "id": session.services[registration.id].full_id}
+            self._registry.announce(session, [*registrations(session), registration])
+        return {**answer, "id": f"{session.name}:{registration.id}"}
 
     # --- looking up (protocol.md 5.5) -------------------------------------------------------------------------
 
@@ -434,10 +434,6 @@ def _check_service_id(name: object) -> None:
     # Clients find functions by dotted paths (protocol.md 2.2), so that no call would reach a service with a dot.
     if "." in check_name("service id", name):
         raise InvalidArgument(f"service id {name!r} must not contain '.'")
-
-
-def _registrations(session: PeerSession) -> list[Registration]:
-    return [Registration(s.id, s.name, s.type, s.config, s.description) for s in session.services.values()]
 
 
 def _parse_query(query: Any) -> tuple[ServiceQuery, str]:

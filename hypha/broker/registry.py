@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,12 @@ from hypha.broker.session import PeerSession, Service, gone_text
 from hypha.config import RESERVED_NAMES, Limits
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, PeerGone
 from hypha.wire.address import PUBLIC_WORKSPACE, Address, check_name
+from hypha.wire.calls import encode_value
 
 _WORKSPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~|-]*")
+_HIDDEN = ("built-in", "_rintf_")
+_MAX_DESCRIPTION = 64 * 1024  # bytes of one service description: kept while parked, and sent in every list
+_NEAR_NAMES = 500
 
 
 @dataclass(slots=True, eq=False)
@@ -58,24 +62,61 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a client says of one of its services."""
+    """What a client says of one of its services. *since*: its age when it was registered before, else None."""
 
     id: str
     name: str
     type: str
     config: dict[str, Any]
     description: str | None
+    since: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Parked:
     """A suspended session: registrations as data, for as long as it may come back (``decisions.md`` 12)."""
 
+    address: Address
     identity: str
     principal_id: str
     registrations: tuple[Registration, ...]
     since: float
     until: float
+
+
+class Suspended:
+    """All parked sessions, the oldest first, so that none of the work grows with their number."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._all: dict[Parked, None] = {}
+        self._by_principal: dict[str, dict[Parked, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, parked: Parked) -> list[Parked]:
+        """Enter *parked*. Returns those that there is no room for any more."""
+        own = self._by_principal.setdefault(parked.principal_id, {})
+        self._all[parked] = own[parked] = None
+        if len(own) > self._limits.suspended_per_principal:
+            return [next(iter(own))]
+        if len(self._all) > self._limits.suspended_sessions:
+            return [next(iter(self._all))]
+        return []
+
+    def discard(self, parked: Parked) -> None:
+        """Take *parked* out, if it is in."""
+        if parked in self._all:
+            del self._all[parked]
+            own = self._by_principal[parked.principal_id]
+            del own[parked]
+            if not own:
+                del self._by_principal[parked.principal_id]
+
+    def expired(self, now: float) -> list[Parked]:
+        """Those whose time is over: all wait equally long, so they are the first ones."""
+        return list(itertools.takewhile(lambda parked: parked.until <= now, self._all))
 
 
 class Registry:
@@ -86,6 +127,7 @@ class Registry:
         self.workspaces: dict[str, Workspace] = {}
         self._reserved = RESERVED_NAMES | frozenset(reserved)
         self._by_service_id: dict[str, dict[Service, None]] = {}
+        self._by_principal: dict[str, dict[PeerSession, None]] = {}
         self._order = itertools.count()
         self.workspaces[PUBLIC_WORKSPACE] = Workspace(PUBLIC_WORKSPACE, visibility="public", persistent=True)
 
@@ -128,6 +170,7 @@ class Registry:
             raise LimitExceeded(f"sessions_per_workspace = {self.limits.sessions_per_workspace} are connected already")
         workspace.members[session.address.client] = session
         workspace.idle_since = None
+        self._by_principal.setdefault(session.principal.id, {})[session] = None
 
     def remove(self, session: PeerSession) -> None:
         """Take a session and its services out. Does nothing when another generation has its place."""
@@ -137,21 +180,30 @@ class Registry:
         workspace = self.workspaces.get(session.address.workspace)
         if workspace is not None and workspace.members.get(session.address.client) is session:
             del workspace.members[session.address.client]
+            same_principal = self._by_principal[session.principal.id]
+            del same_principal[session]
+            if not same_principal:
+                del self._by_principal[session.principal.id]
 
     def sessions(self) -> Iterator[PeerSession]:
         """Every client connected now."""
         return itertools.chain.from_iterable(workspace.members.values() for workspace in self.workspaces.values())
+
+    def sessions_of(self, principal_id: str) -> Collection[PeerSession]:
+        """The clients of one principal that are connected now."""
+        return self._by_principal.get(principal_id, {}).keys()
 
     # --- services ---------------------------------------------------------------------------------------------
 
     def announce(self, session: PeerSession, registrations: Iterable[Registration]) -> None:
         """Replace the services of *session* by *registrations* in one step; kept ones keep their age.
 
+        Built-in and hidden services are not for others to find (``protocol.md`` 3.3 and 5.6) and are left out.
         Raises :class:`PeerGone` for a session that is over: nobody would take its services out again.
         """
         if not session.open:
             raise PeerGone(gone_text(session.address))
-        entries = {entry.id: entry for entry in registrations}
+        entries = {entry.id: entry for entry in registrations if not entry.id.startswith(_HIDDEN)}
         if len(entries) > self.limits.services_per_session:
             raise LimitExceeded(f"more than services_per_session = {self.limits.services_per_session} services")
         before = session.services
@@ -162,6 +214,8 @@ class Registry:
             self._by_service_id.setdefault(service.id, {})[service] = None
 
     def _service(self, session: PeerSession, entry: Registration, before: Service | None) -> Service:
+        visibility, authorized = entry.config.get("visibility"), entry.config.get("authorized_workspaces")
+        since = entry.since if before is None else before.since
         return Service(
             workspace=session.address.workspace,
             client=session.address.client,
@@ -170,7 +224,9 @@ class Registry:
             type=entry.type,
             config={**entry.config, "workspace": session.address.workspace},
             description=entry.description,
-            since=next(self._order) if before is None else before.since,
+            visibility="protected" if visibility not in ("public", "unlisted") else visibility,
+            authorized_workspaces=frozenset(_texts(authorized)),
+            since=next(self._order) if since is None else since,
             session=session,
         )
 
@@ -230,11 +286,13 @@ class Registry:
                     yield service
 
     def near_names(self, service_id: str, principal: Principal, workspace: str) -> list[str]:
-        """Up to three names like *service_id* among those that the asker may list."""
-        known = self.listable_by(principal, workspace, self.public_services())
+        """Up to three names like *service_id* among those that the asker may list.
+
+        Only so many are looked at as can be compared in passing.
+        """
         own = self.workspaces.get(workspace)
-        if own is not None:
-            known += self.listable_by(principal, workspace, own.services())
+        services = itertools.chain(own.services() if own is not None else (), self.public_services())
+        known = self.listable_by(principal, workspace, itertools.islice(services, _NEAR_NAMES))
         return difflib.get_close_matches(service_id, sorted({service.id for service in known}), n=3)
 
 
@@ -244,7 +302,10 @@ def not_found_hint(names: list[str]) -> str:
 
 
 def parse_registration(entry: object, client: str) -> Registration:
-    """Check one service description of a client (``protocol.md`` 5.2). Raises :class:`InvalidArgument`."""
+    """Check one service description of a client (``protocol.md`` 5.2).
+
+    Raises :class:`InvalidArgument`, and :class:`LimitExceeded` for one that is larger than 64 KiB.
+    """
     if not isinstance(entry, dict):
         raise InvalidArgument("a service description must be a map")
     full_id = entry.get("id")
@@ -258,13 +319,29 @@ def parse_registration(entry: object, client: str) -> Registration:
         config = {}
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise InvalidArgument(f"the config of service {full_id[:200]!r} must be a map")
-    return Registration(
+    registration = Registration(
         id=check_name("service id", service_id),
         name=_text(entry, "name") or service_id,
         type=_text(entry, "type") or "generic",
         config=config,
         description=_text(entry, "description"),
     )
+    described = encode_value([registration.name, registration.type, registration.config, registration.description])
+    if len(described) > _MAX_DESCRIPTION:
+        raise LimitExceeded(f"the description of service {service_id!r} is larger than {_MAX_DESCRIPTION} bytes")
+    return registration
+
+
+def registrations(session: PeerSession) -> tuple[Registration, ...]:
+    """The services of *session* as data, with their age: whoever comes back as the same client keeps it."""
+    return tuple(
+        Registration(service.id, service.name, service.type, service.config, service.description, service.since)
+        for service in session.services.values()
+    )
+
+
+def _texts(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def _text(entry: dict[str, Any], key: str) -> str | None:

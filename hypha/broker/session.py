@@ -18,7 +18,11 @@ from hypha.wire.frame import Fields, Frame, HeaderBounds, encode_header
 
 @dataclass(slots=True, eq=False)
 class Service:
-    """A registration as others see it. The functions stay with the provider (``protocol.md`` 3.3)."""
+    """A registration as others see it. The functions stay with the provider (``protocol.md`` 3.3).
+
+    *visibility* is public, unlisted or protected (``decisions.md`` 20). *authorized_workspaces* may call although it
+    is protected. *since* orders services by age: the smaller, the older.
+    """
 
     workspace: str
     client: str
@@ -27,6 +31,8 @@ class Service:
     type: str
     config: dict[str, Any]
     description: str | None
+    visibility: str
+    authorized_workspaces: frozenset[str]
     since: int
     session: PeerSession
     #: The service object as its provider last described it, once somebody has asked over HTTP.
@@ -36,18 +42,6 @@ class Service:
     def full_id(self) -> str:
         """``workspace/client:service``."""
         return f"{self.workspace}/{self.client}:{self.id}"
-
-    @property
-    def visibility(self) -> str:
-        """public, unlisted or protected; what is not known is protected (``decisions.md`` 20)."""
-        value = self.config.get("visibility")
-        return value if value in {"public", "unlisted"} else "protected"
-
-    @property
-    def authorized_workspaces(self) -> tuple[str, ...]:
-        """Workspaces that may call although the service is protected."""
-        value = self.config.get("authorized_workspaces")
-        return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
 class Session(ABC):
