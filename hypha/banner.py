@@ -9,8 +9,8 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from hypha import __version__
 from hypha.config import Config
@@ -19,15 +19,26 @@ from hypha.listen import urls
 
 def announce(config: Config, sockets: Sequence[socket.socket], seconds: float) -> None:
     """Print the screen of a server that is ready, *seconds* after its start, to standard output."""
-    with suppress(OSError):  # the reader of our output went away; the server is needed all the same
-        print(banner(config, sockets, seconds), flush=True)  # noqa: T201  this is the output
+    _write(sys.stdout, banner(config, sockets, seconds))
 
 
 def say(text: str) -> None:
     """Print each line of *text* to standard error, marked as ours."""
-    with suppress(OSError):
-        for line in text.splitlines():
-            print(f"hypha: {line}", file=sys.stderr, flush=True)  # noqa: T201  this is the output
+    for line in text.splitlines():
+        _write(sys.stderr, f"hypha: {line}")
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """Print *text*. A reader that went away is no reason to end: the server is needed all the same."""
+    if stream is None:  # closed before the start
+        return
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        # What is still in the buffer would fail again at the exit, and change the exit code.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def banner(config: Config, sockets: Sequence[socket.socket], seconds: float) -> str:

@@ -18,6 +18,7 @@ from hypha import __version__
 from hypha.config import (
     Config,
     parse_base_path,
+    parse_data_dir,
     parse_limits,
     parse_log_level,
     parse_mounts,
@@ -190,7 +191,7 @@ def _to_config(options: argparse.Namespace, defaults: Config) -> Config:
     if options.follow_symlinks is not None:
         values["follow_symlinks"] = options.follow_symlinks
     if options.data_dir is not None:
-        values["data_dir"] = Path(options.data_dir).expanduser()
+        values["data_dir"] = parse_data_dir(options.data_dir)
     if options.limit is not None:
         values["limits"] = parse_limits(dict(_split_limit(text) for text in options.limit), defaults.limits)
     if options.log_level is not None:

@@ -57,6 +57,7 @@ def _inherited(fd: int) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"file descriptor {fd} is not an open socket ({error.strerror})") from error
     if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.detach()
         raise ConfigError(f"file descriptor {fd} is not a listening stream socket; pass one that listens")
     sock.set_inheritable(False)
     return sock

@@ -14,7 +14,20 @@ import trio
 
 from hypha.listen import urls
 from tests.house.processes import Result, run, start
-from tests.process.servers import HYPERCORN, SERVER, SINGLE, all_gone, answers, ask, group, live, port_of, refused
+from tests.process.servers import (
+    HYPERCORN,
+    SERVER,
+    SINGLE,
+    all_gone,
+    answers,
+    ask,
+    group,
+    listens,
+    live,
+    port_of,
+    refused,
+    until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -182,3 +195,17 @@ async def test_a_needless_flag_is_answered_and_the_server_starts(tmp_path: Path)
     first, second = result.stderr.splitlines()
     assert first.startswith("hypha: --in-docker is not needed: ")
     assert second.startswith("hypha: --reset-redis is not needed: ")
+
+
+@BOTH
+async def test_a_server_whose_output_cannot_be_written_serves(command: tuple[str, ...], tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        port = sock.getsockname()[1]
+    full = ["sh", "-c", 'exec "$@" >/dev/full', "sh", *command, "--port", str(port)]
+    async with trio.open_nursery() as nursery, start(nursery, full, cwd=tmp_path) as running:
+        await until(lambda: listens(running.pid, port))
+        assert await answers(port)
+        running.send_signal(signal.SIGTERM)
+        result = await running.wait()
+        await all_gone(group(running.pid))
+    assert (result.returncode, result.stderr) == (0, "")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -64,6 +66,26 @@ async def test_a_crash_loop_ends_the_server(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.count("was killed by SIGKILL") == len(BACK_OFF) + 1
     assert "giving up" in result.stderr
+
+
+def own_interpreter(directory: Path) -> Path:
+    """Another way to this environment, which can be taken away."""
+    (directory / "bin").mkdir()
+    (directory / "lib").symlink_to(Path(sys.prefix, "lib"))
+    shutil.copy(Path(sys.prefix, "pyvenv.cfg"), directory)
+    python = directory / "bin" / "python"
+    python.symlink_to(Path(sys.executable).resolve())
+    return python
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again_and_then_given_up(tmp_path: Path) -> None:
+    python = own_interpreter(tmp_path)
+    async with live([str(python), "-m", "hypha.server"], tmp_path) as server:
+        python.unlink()
+        os.kill(server.worker(), signal.SIGKILL)
+        result = await server.ended()
+    assert result.returncode == 1
+    assert result.stderr.count("a worker could not be started (No such file or directory)") == len(BACK_OFF)
 
 
 async def test_a_signal_between_two_workers_stops_the_server(tmp_path: Path) -> None:
