@@ -20,6 +20,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
 
+import h11
 import hypercorn.config
 import hypercorn.protocol
 import hypercorn.protocol.h11
@@ -101,8 +102,28 @@ async def _hand_over(queue: trio.MemorySendChannel[Any], event: Any) -> None:
         pass  # the application has answered
 
 
+class LastRequest(h11.Connection):
+    """HTTP/1.1 for which bytes behind the last request of a connection do not exist (RFC 9112 section 9.6).
+
+    To h11 they are an error, on which Hypercorn closes the connection, whether or not that request is answered.
+    """
+
+    def receive_data(self, data: bytes) -> None:
+        if not data or self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
+    def next_event(self) -> Any:
+        if self.their_state is h11.MUST_CLOSE and self.trailing_data[0]:
+            return h11.NEED_DATA
+        return super().next_event()
+
+
 class Http1Only(H11Protocol):
     """HTTP/1.1 and nothing else: an offer to upgrade to h2c is ignored, as RFC 9110 section 7.8 allows."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connection = LastRequest(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
 
     async def _check_protocol(self, event: Any) -> None:
         return

@@ -252,6 +252,26 @@ async def test_a_connection_that_is_to_be_closed_is_closed(
     assert not stack.servers.child_tasks
 
 
+@pytest.mark.parametrize("behind", [b"\r\n", b"x", LIVENESS], ids=repr)
+@pytest.mark.parametrize("glued", [True, False])
+async def test_bytes_behind_the_last_request_do_not_exist(
+    autojump_clock: MockClock, stack: MemoryStack, behind: bytes, glued: bool
+) -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep(1)
+        await big_answer(10)(scope, receive, send)
+
+    stack.app = slow
+    stream = stack.connect()
+    last = request_bytes("/", "POST", {"Connection": "close"}, b"body")
+    await stream.send_all(last + behind if glued else last)
+    if not glued:
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(behind)
+    answer = await read_to_end(stream)
+    assert answer.count(b"HTTP/1.1 200 ") == answer.count(b"x" * 10) == 1
+
+
 async def test_idle_connections_do_not_delay_the_end(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with memory_stack(Config(data_dir=tmp_path)) as stack:
         await exchange(stack.connect(), "/health/liveness")

@@ -408,17 +408,21 @@ class Peer:
         await trio.aclose_forcefully(self.socket.stream)
 
 
-async def join(stack: Stack, client_id: str = "a", query: str = "", stream: trio.abc.Stream | None = None) -> Peer:
+async def join(
+    stack: Stack, client_id: str = "a", query: str = "", stream: trio.abc.Stream | None = None, prefix: str = ""
+) -> Peer:
     """Connect a peer; its workspace is known afterwards. *query* begins with ``&`` unless it is empty."""
-    peer = await attach(stack, client_id, query, stream)
+    peer = await attach(stack, client_id, query, stream, prefix)
     info = await peer.manager("get_connection_info")
     peer.workspace = info["workspace"]
     return peer
 
 
-async def attach(stack: Stack, client_id: str, query: str = "", stream: trio.abc.Stream | None = None) -> Peer:
+async def attach(
+    stack: Stack, client_id: str, query: str = "", stream: trio.abc.Stream | None = None, prefix: str = ""
+) -> Peer:
     """Connect a peer that has said nothing yet."""
-    socket = await upgrade(stream or await stack.open(), f"/ws?client_id={client_id}{query}")
+    socket = await upgrade(stream or await stack.open(), f"{prefix}/ws?client_id={client_id}{query}")
     peer = Peer(socket, client_id, stack.clients)
     stack.clients.start_soon(peer.pump)
     return peer
