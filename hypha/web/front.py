@@ -53,8 +53,9 @@ class Front:
     async def _dispatch(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         assert scope["type"] == "http"
         if header(scope, b"transfer-encoding") and header(scope, b"content-length"):
-            # Two lengths are two readings of where the next request begins (RFC 9112 6.1, request smuggling).
-            await send_error(send, ProtocolViolation("send Content-Length or Transfer-Encoding, not both"))
+            # Two lengths are two readings of where the next request begins, so there is none (RFC 9112 6.1).
+            error = ProtocolViolation("send Content-Length or Transfer-Encoding, not both")
+            await send_error(send, error, [(b"connection", b"close")])
             return
         path = self._below_base(scope)
         if path is None:
