@@ -1,12 +1,14 @@
 """The ASGI application of a server: which branch answers a request.
 
-In this order: the websocket; the server's own paths; static mounts by their prefix; functions of services; a mount
-on ``/``; and Quart for the rest, which is the first page and "not found" (A11, A12).
+In this order: the websocket; the server's own paths; static mounts by their prefix; functions of services and lists
+of them; a mount on ``/``; and Quart for the rest, which is the first page and "not found" (A11, A12).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from urllib.parse import unquote
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope, WebsocketScope
 from quart_trio import QuartTrio
@@ -15,10 +17,13 @@ from hypha.config import RESERVED_NAMES, Config
 from hypha.errors import ProtocolViolation
 from hypha.web.cors import Cors
 from hypha.web.http import header, send_error, send_json
+from hypha.web.listing import is_listing
 from hypha.web.lookup import parse_path
 from hypha.web.proxy import Proxy
 from hypha.web.static import StaticMounts
 from hypha.web.upgrade import Upgrade, refuse_upgrade
+
+_ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 
 
 class Front:
@@ -57,34 +62,40 @@ class Front:
             error = ProtocolViolation("send Content-Length or Transfer-Encoding, not both")
             await send_error(send, error, [(b"connection", b"close")])
             return
-        path = self._below_base(scope)
-        if path is None:
+        raw_path = self._enter_base(scope)
+        if raw_path is None:
             detail = f"this server is at {self._base_path}/"
             await send_json(send, 404, {"success": False, "detail": detail})
             return
-        await self._branch(path, scope, receive, send)
+        await self._branch(raw_path, scope, receive, send)
 
-    async def _branch(self, path: str, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        own = path.split("/")[1] in RESERVED_NAMES if path != "/" else False
+    async def _branch(
+        self, raw_path: str, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        path = unquote(raw_path)
+        own = path.split("/")[1] in RESERVED_NAMES
         mount = None if own else self._mounts.find(path)
+        target = None if own else parse_path(raw_path)
         if mount is not None:
             await self._mounts.serve(mount, scope, receive, send)
-            return
-        raw_path = scope["raw_path"].decode("latin-1")[len(self._base_path) :]
-        target = None if own else parse_path(raw_path)
-        if target is not None:
+        elif target is not None:
             await self._proxy.serve(target, scope, receive, send)
-        elif self._mounts.root is not None and not own:
+        elif self._mounts.root is not None and not own and not is_listing(path):
             await self._mounts.serve(self._mounts.root, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _below_base(self, scope: HTTPScope) -> str | None:
-        """The path without the base path, which ``root_path`` then holds; None when it lies elsewhere."""
-        base, path = self._base_path, scope["path"]
-        if not base:
-            return path
-        if path == base or path.startswith(f"{base}/"):
-            scope["root_path"] = base
-            return path[len(base) :] or "/"
-        return None
+    def _enter_base(self, scope: HTTPScope) -> str | None:
+        """The undecoded path below the base path, which becomes the ``root_path`` of *scope*; None outside of it.
+
+        What is no path, as in ``OPTIONS *``, lies outside, too. A whole URL is one (RFC 9112 3.2.2).
+        """
+        scope["raw_path"] = _ORIGIN.sub(b"", scope["raw_path"]) or b"/"
+        segments = scope["raw_path"].decode("ascii").split("/")
+        base = self._base_path.split("/")
+        if [unquote(segment) for segment in segments[: len(base)]] != base:
+            return None
+        raw_path = "/" + "/".join(segments[len(base) :])
+        scope["root_path"] = self._base_path
+        scope["path"] = self._base_path + unquote(raw_path)
+        return raw_path

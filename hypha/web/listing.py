@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -18,6 +19,13 @@ from hypha.errors import NotFound
 from hypha.web.http import bearer_token
 from hypha.web.lookup import Target, fetch, resolve
 from hypha.wire import values
+
+_LISTING = re.compile(r"/[^/]+/(info|services/?|services/[^/]+/?)")
+
+
+def is_listing(path: str) -> bool:
+    """Whether *path* is one of a workspace's lists, which a mount on ``/`` does not hide (A11)."""
+    return _LISTING.fullmatch(path) is not None
 
 
 def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:

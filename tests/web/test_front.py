@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,26 @@ async def test_a_mount_owns_its_prefix_and_services_have_the_rest(tmp_path: Path
         assert (await http(stack, "/toolsx")).status == 404
 
 
+async def test_a_mount_on_the_root_wins_over_the_first_page_and_nothing_else(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    root = site(tmp_path / "site", index_html="home", health="not this", x_txt="X")
+    site(root / "api", stats="not this either")
+    tools = site(tmp_path / "tools", a_txt="A")
+    mounts = (Mount("/", root), Mount("/tools", tools))
+    async with offering(Config(data_dir=tmp_path, static_mounts=mounts)) as (stack, workspace):
+        assert (await http(stack, "/")).body == b"home"
+        assert (await http(stack, "/x.txt")).body == b"X"
+        assert (await http(stack, "/tools/a.txt")).body == b"A"
+        assert (await http(stack, "/health/liveness")).json() == {"status": "OK"}
+        assert (await http(stack, "/api/stats")).json()["service_count"] == 1
+        assert (await http(stack, f"/{workspace}/services/demo/hello")).json() == "Hello "
+        assert (await http(stack, f"/{workspace}/services")).json()[0]["name"] == "demo"
+        assert (await http(stack, "/nothing")).status == 404
+        peer = await join(stack, "ws")
+        assert await peer.manager("echo", 1) == 1
+
+
 @pytest.mark.parametrize("name", ["health", "api", "ws", "workspaces", "login", "metrics", "assets"])
 async def test_own_names_are_never_those_of_workspaces(
     autojump_clock: MockClock, stack: MemoryStack, name: str
@@ -73,6 +94,30 @@ async def test_own_names_are_never_those_of_workspaces(
 
 
 # --- the base path (A15) ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "encoded"), [("/lab", "/lab"), ("/a/b", "/a/b"), ("/my lab/ä", "/my%20lab/%C3%A4"), ("/lab", "/%6cab")]
+)
+async def test_everything_is_below_the_base_path(
+    tmp_path: Path, autojump_clock: MockClock, base: str, encoded: str
+) -> None:
+    mounts = (Mount("/tools", site(tmp_path / "tools", a_txt="A", index_html="tools")),)
+    config = Config(data_dir=tmp_path, base_path=base, static_mounts=mounts)
+    async with memory_stack(config) as stack:
+        peer = await join(stack, "prov", prefix=encoded)
+        await peer.provide("demo", {"hello": hello})
+        info = await peer.manager("get_connection_info")
+        assert info["local_base_url"] == f"http://lab.example:9527{base}"
+        for path in ("", "/"):
+            assert (await http(stack, encoded + path)).json()["name"] == "Hypha"
+        assert (await http(stack, f"{encoded}/health/readiness")).status == 200
+        assert (await http(stack, f"{encoded}/tools/a.txt")).body == b"A"
+        target = f"{encoded}/{peer.workspace}/services/demo/hello?name=you"
+        assert (await http(stack, target)).json() == "Hello you"
+        assert len((await http(stack, f"{encoded}/{peer.workspace}/services")).json()) == 1
+        page = await http(stack, encoded, headers={"Accept": "text/html"})
+        assert f"http://lab.example:9527{base}" in page.body.decode()
 
 
 async def test_outside_the_base_path_is_nothing(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -95,6 +140,32 @@ async def test_the_websocket_is_also_found_without_the_base_path(tmp_path: Path,
 
 
 # --- requests that are odd, or meant to be misread ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("OPTIONS", "*"),
+        ("GET", "*"),
+        ("GET", "health/liveness"),
+        ("CONNECT", "example.com:443"),
+        ("GET", "ftp://example.com/"),
+    ],
+)
+async def test_what_is_no_path_is_not_found(
+    autojump_clock: MockClock, stack: MemoryStack, method: str, target: str
+) -> None:
+    assert (await http(stack, target, method)).status == 404
+
+
+async def test_the_whole_url_may_stand_in_the_request(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    """RFC 9112 section 3.2.2."""
+    peer = await join(stack, "prov")
+    await peer.provide("demo", {"hello": hello})
+    assert (await http(stack, "http://lab.example:9527/health/liveness")).status == 200
+    target = f"HTTP://lab.example/{peer.workspace}/services/demo/hello?name=you"
+    assert (await http(stack, target)).json() == "Hello you"
+    assert (await http(stack, "https://lab.example")).json()["name"] == "Hypha"
 
 
 @pytest.mark.parametrize("end", ["0\r\n\r\n", "5\r\nhello\r\n0\r\n\r\n"])
@@ -145,6 +216,30 @@ async def test_requests_on_one_connection_are_answered_in_order(autojump_clock: 
 
 
 # --- CORS reaches every branch ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "status"),
+    [
+        ("/", "GET", 200),
+        ("/nothing", "GET", 404),
+        ("/", "POST", 405),
+        ("/public/services/x/y", "GET", 404),
+        ("/public/services/x/y", "PUT", 405),
+        ("/public/services/x", "GET", 404),
+        ("/tools/nothing", "GET", 404),
+        ("*", "GET", 404),
+    ],
+)
+async def test_errors_carry_cors_headers(
+    tmp_path: Path, autojump_clock: MockClock, target: str, method: str, status: int
+) -> None:
+    mounts = (Mount("/tools", site(tmp_path / "tools")),)
+    async with memory_stack(replace(Config(data_dir=tmp_path), static_mounts=mounts)) as stack:
+        answer = await http(stack, target, method, {"Origin": "https://page.example"})
+        assert answer.status == status
+        assert answer.headers["access-control-allow-origin"] == "https://page.example"
+        assert answer.detail if status != 200 else answer.body
 
 
 async def test_head_has_the_head_alone(autojump_clock: MockClock, stack: MemoryStack) -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import hypercorn.config
 import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
@@ -21,6 +22,7 @@ from hypha.web import guard
 from hypha.web.guard import SEND_SECONDS, GuardedServer, TakeOverFailed
 from tests.web.stack import LoopbackStack, MemoryStack, ServerEnd, Stack, connection, memory_stack
 from tests.web.wires import (
+    Closed,
     WebSocket,
     decode,
     encode,
@@ -344,6 +346,17 @@ async def test_compression_is_never_negotiated(autojump_clock: MockClock, stack:
     assert "sec-websocket-extensions" not in socket.headers
     await socket.stream.send_all(b"\xc2\x80\0\0\0\0")  # RSV1: a compressed message
     assert (await socket.closed()).code == 1002
+
+
+async def test_http2_is_not_spoken(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    async with neighbour(stack):
+        offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+        assert (await http(stack, "/health/liveness", headers=offer)).status == 200
+        stream = stack.connect()
+        await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        answer = await read_to_end(stream)
+        assert answer.startswith(b"HTTP/1.1 4")
+    assert hypercorn.config.Config().alpn_protocols == ["http/1.1"]
 
 
 @pytest.mark.parametrize("found", ["0.17.3", "0.19.0", "0.19.0rc1", "1.0", "0.180"])
