@@ -65,6 +65,20 @@ def unpack_body(body: Buffer) -> dict[str, Any]:
     """Decode a whole body; an absent one is an empty map. Raises :class:`ProtocolViolation`."""
     if not len(body):
         return {}
+    limits: dict[str, Any] = {"max_array_len": _MAX_VALUES, "max_map_len": _MAX_VALUES}
+    if len(body) * (1 + _CONTAINER_COST) > _MAX_VALUES:  # a short one cannot hold too many
+        limits["list_hook"] = limits["object_hook"] = _counter()
+    try:
+        extra = msgpack.unpackb(body, strict_map_key=True, **limits)
+    except ValueError as exc:  # msgpack's own exceptions and UnicodeDecodeError are ValueErrors
+        raise ProtocolViolation("the body is not one msgpack value") from exc
+    if not isinstance(extra, dict):
+        raise ProtocolViolation("the body is not a map")
+    return extra
+
+
+def _counter() -> Callable[[Any], Any]:
+    """A hook for lists and maps that raises :class:`ProtocolViolation` when all of them hold too many values."""
     room = _MAX_VALUES
 
     def count(items: Any) -> Any:
@@ -74,14 +88,7 @@ def unpack_body(body: Buffer) -> dict[str, Any]:
             raise ProtocolViolation(f"the body holds more than {_MAX_VALUES} values")
         return items
 
-    limits = {"max_array_len": _MAX_VALUES, "max_map_len": _MAX_VALUES}
-    try:
-        extra = msgpack.unpackb(body, strict_map_key=True, list_hook=count, object_hook=count, **limits)
-    except ValueError as exc:  # msgpack's own exceptions and UnicodeDecodeError are ValueErrors
-        raise ProtocolViolation("the body is not one msgpack value") from exc
-    if not isinstance(extra, dict):
-        raise ProtocolViolation("the body is not a map")
-    return extra
+    return count
 
 
 def _parse_promise(extra: dict[str, Any], session: str | None) -> Promise | None:
