@@ -6,14 +6,16 @@ Every frame between two peers passes :meth:`Router.route`; policy for frames sta
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hypha.broker.access import Action, may
 from hypha.broker.inflight import begin_call, settle
 from hypha.broker.registry import Registry
 from hypha.broker.session import PeerSession, gone_text
-from hypha.errors import HyphaError, LimitExceeded
+from hypha.errors import HyphaError, LimitExceeded, PermissionDenied, ProtocolViolation
 from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address, parse_target
+from hypha.wire.body import check_body
 from hypha.wire.calls import rejection
 from hypha.wire.chunks import CACHE_PREFIX, by_position
 from hypha.wire.frame import Frame
@@ -75,17 +77,17 @@ class Router:
             return target
         try:
             message = self._message(sender, target, frame)
+        except PermissionDenied:
+            self._deny(sender, frame, to)
+            return None
         except HyphaError as exc:
             self.refuse(sender, frame, to, exc.remote_text())
             return None
         substitute = sender.dialect.redirection(message.method or "", target.dialect)
         if not self._permits(sender, target, message):
-            logger.info("refused %r from %s to %s", message.method or message.type, sender.name, to)
-            self.refuse(sender, frame, to, gone_text(to))
+            self._deny(sender, frame, to)
         elif substitute is not None:
             self._server.redirected(sender, frame, target, substitute)
-        elif size > target.frame_limit:
-            self._refuse_oversize(sender, target, frame, to)
         else:
             self._deliver(sender, target, frame, message, to)
         return None
@@ -98,9 +100,15 @@ class Router:
         operation = method[len(CACHE_PREFIX) :]
         if target.dialect.by_position and not sender.dialect.by_position:
             frame.body = by_position(operation, frame)
-        return sender.chunk_peek(target).pass_through(operation, frame) or frame
+        permits = partial(self._permits, sender, target)
+        return sender.chunk_peek(target).pass_through(operation, frame, permits) or frame
 
     def _deliver(self, sender: PeerSession, target: PeerSession, frame: Frame, message: Frame, to: Address) -> None:
+        try:
+            _require_readable(frame, target, to)
+        except HyphaError as exc:
+            self._refuse_unreadable(sender, target, frame, to, exc)
+            return
         target.deliver(sender, frame, to)
         self._note(sender, target, frame, to)
         if message is not frame:
@@ -147,15 +155,26 @@ class Router:
         if frame.wants_answer and frame.session is not None:
             sender.tell(rejection(sender.name, frame.session, text), to)
 
-    def _refuse_oversize(self, sender: PeerSession, target: PeerSession, frame: Frame, to: Address) -> None:
+    def _is_readable(self, sender: PeerSession, frame: Frame) -> bool:
+        try:
+            check_body(frame.body)
+        except ProtocolViolation as exc:
+            sender.malformed += 1
+            logger.info("dropped an event from %s: %s", sender.name, exc)
+            return False
+        return True
+
+    def _deny(self, sender: PeerSession, frame: Frame, to: Address) -> None:
+        logger.info("refused %r from %s to %s", frame.method or frame.type, sender.name, to)
+        self.refuse(sender, frame, to, gone_text(to))
+
+    def _refuse_unreadable(
+        self, sender: PeerSession, target: PeerSession, frame: Frame, to: Address, error: HyphaError
+    ) -> None:
         """A frame that its receiver could not take fails where somebody waits for it (``decisions.md`` 11)."""
-        error = LimitExceeded(
-            f"a message of {len(frame.body)} bytes is larger than the {target.frame_limit} bytes that {to} can take; "
-            "send it in parts"
-        )
         self.refuse(sender, frame, to, error.remote_text())
         session_id, _, name = (frame.method or "").rpartition(".")
-        if name == "resolve" and session_id:
+        if name in {"resolve", "reject"} and session_id:
             settle(sender, target, frame)
             target.tell(rejection(target.name, session_id, error.remote_text()), sender.address)
 
@@ -164,8 +183,19 @@ class Router:
         workspace = self._registry.workspaces[sender.address.workspace]
         if frame.type == "method":
             self.refuse(sender, frame, sender.address, "ValueError: a call cannot be broadcast; name one target")
-        elif may(sender.principal, Action.WRITE, workspace).allowed:
+        elif may(sender.principal, Action.WRITE, workspace).allowed and self._is_readable(sender, frame):
             everybody = Address(workspace.name, "*")
             for member in workspace.members.values():
                 if frame.type in member.subscriptions and not member.deliver(sender, frame, everybody):
                     member.outbox.missed += 1
+
+
+def _require_readable(frame: Frame, target: PeerSession, to: Address) -> None:
+    """Raise :class:`LimitExceeded` or :class:`ProtocolViolation` for a frame that *target* could not take."""
+    size = len(frame.body) + _STAMP_ROOM
+    if size > target.frame_limit:
+        raise LimitExceeded(
+            f"a message of {size} bytes is larger than the {target.frame_limit} bytes that {to} can take; "
+            "send it in parts"
+        )
+    check_body(frame.body)

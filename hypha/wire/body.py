@@ -158,7 +158,8 @@ def _size_of(data: memoryview, count: int) -> int:
         return 0
     except (ValueError, msgpack.UnpackException) as exc:
         raise ProtocolViolation("the body is not msgpack") from exc
-    return reader.tell() - _LIST.size
+    size: int = reader.tell()
+    return size - _LIST.size
 
 
 def _size_of_key(data: memoryview) -> int:
@@ -175,7 +176,8 @@ def _size_of_key(data: memoryview) -> int:
         raise ProtocolViolation("a key of the body is not text")
     if key in _ENCODED:
         raise _reserved(key.decode())
-    return reader.tell()
+    size: int = reader.tell()
+    return size
 
 
 def _read_head(start: memoryview) -> tuple[int, int]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypha.errors import InvalidArgument, LimitExceeded, NotFound, ProtocolViolation, TooLarge
+from hypha.errors import InvalidArgument, NotFound, PermissionDenied, ProtocolViolation, TooLarge
+from hypha.wire.body import BodyScan
 from hypha.wire.calls import parse_call, unpack_body
 from hypha.wire.frame import Buffer, Frame, HeaderBounds, packer, parse_frame
 
 #: Method prefix of the chunk functions in every peer's built-in service.
 CACHE_PREFIX = "services.built-in.message_cache."
+
+#: Parts that may wait for the ones before them, and their bytes; modern clients have 30 of 256 KiB on their way.
+_MAX_EARLY, _MAX_EARLY_BYTES = 64, 16 * 1024 * 1024
 
 _SIGNATURES: dict[str, tuple[str, ...]] = {
     "create": ("key", "heartbeat", "overwrite"),
@@ -69,56 +73,99 @@ def by_position(operation: str, frame: Frame) -> Buffer:
 
 
 @dataclass(slots=True)
+class _Passing:
+    """A message of which parts have passed: its header, and how far its body was followed."""
+
+    head: Frame | None = None
+    body: BodyScan = field(default_factory=BodyScan)
+    #: How the parts come, by "append" or by "set"; empty before the first.
+    operation: str = ""
+    next_index: int = 0
+    #: Parts that came before their turn.
+    early: dict[int, bytes] = field(default_factory=dict)
+
+    def take(self, operation: str, given: dict[str, Any], bounds: HeaderBounds) -> bool:
+        """Take one part. Returns whether the header is known from now on. Raises :class:`ProtocolViolation`."""
+        index = given["index"] if operation == "set" else self.next_index
+        if self.operation not in {"", operation}:
+            raise ProtocolViolation("the parts of a message come by append or by set, not by both")
+        if index < self.next_index or index in self.early:
+            raise ProtocolViolation(f"part {index} came before")
+        self.operation = operation
+        self.early[index] = given["data"]
+        if len(self.early) > _MAX_EARLY or sum(map(len, self.early.values())) > _MAX_EARLY_BYTES + len(given["data"]):
+            raise ProtocolViolation("too many parts came before their turn")
+        unknown = self.head is None
+        while self.next_index in self.early:
+            self._follow(self.early.pop(self.next_index), bounds)
+            self.next_index += 1
+        return unknown and self.head is not None
+
+    def _follow(self, data: bytes, bounds: HeaderBounds) -> None:
+        if self.head is not None:
+            self.body.feed(data)
+            return
+        self.head = parse_frame(data, bounds)
+        if self.head.method is not None and self.head.method.startswith(CACHE_PREFIX):
+            raise ProtocolViolation("a message in parts cannot itself be a part")
+        self.body.feed(self.head.body)
+        self.head.body = b""  # the header is remembered, the part is not
+
+    def whole(self) -> Frame:
+        """The header of a message whose last part has passed. Raises :class:`ProtocolViolation`."""
+        if self.head is None or self.early or not self.body.complete:
+            raise ProtocolViolation("the message is not complete")
+        return self.head
+
+
+@dataclass(slots=True)
 class ChunkPeek:
-    """What the router knows of the chunked messages from one sender to one target: their inner headers.
+    """What the router knows of the messages in parts from one sender to one target.
 
     Without it a forged call hidden in parts would walk around every check, and a large call would not be known to be
-    in flight (``decisions.md`` 14). Dies with either end.
+    in flight (``decisions.md`` 14). What is known here must be what the receiver has: a message of which one part is
+    refused is forgotten, and nothing of it passes any more. At most *limit* messages are remembered, those that moved
+    last: clients that give up never say so. Dies with either end.
     """
 
     bounds: HeaderBounds
     limit: int
-    heads: dict[str, Frame | None] = field(default_factory=dict)
+    messages: dict[str, _Passing] = field(default_factory=dict)
 
-    def pass_through(self, operation: str, frame: Frame) -> Frame | None:
+    def pass_through(self, operation: str, frame: Frame, permits: Callable[[Frame], bool]) -> Frame | None:
         """Look at one chunk call. Returns the inner message at ``process``, None for the other operations.
 
-        Raises :class:`ProtocolViolation` for what must not pass, :class:`LimitExceeded` for one message too many.
+        *permits* says whether an inner message may pass; it is asked as soon as its header is known, and again when
+        it is complete. Raises :class:`PermissionDenied` when it may not, :class:`ProtocolViolation` for what no client
+        sends.
         """
-        if operation == "append" and None not in self.heads.values():
-            return None  # no message waits for its first slice: nothing to learn, and the body is large
         given = parse_chunk_call(operation, frame)
         key = given["key"]
+        message = self.messages.pop(key, None)
         if operation == "create":
-            self._create(key)
-        elif operation == "append" and key in self.heads and self.heads[key] is None:
-            self.heads[key] = self._inner(given["data"])
-        elif operation == "set" and given["index"] == 0:
-            self._require_room(key)
-            self.heads[key] = self._inner(given["data"])
-        elif operation == "remove":
-            self.heads.pop(key, None)
-        elif operation == "process":
-            head = self.heads.pop(key, None)
-            if head is None:
-                raise ProtocolViolation(f"no beginning of message {key[:64]!r} was seen")
-            return head
+            self._remember(key, _Passing())
+            return None
+        if message is None:
+            raise ProtocolViolation(f"no beginning of message {key[:64]!r} was seen")
+        if operation == "remove":
+            return None
+        if operation == "process":
+            return _permitted(message.whole(), permits)
+        if message.take(operation, given, self.bounds) and message.head is not None:
+            _permitted(message.head, permits)
+        self._remember(key, message)
         return None
 
-    def _create(self, key: str) -> None:
-        self._require_room(key)
-        self.heads[key] = None
+    def _remember(self, key: str, message: _Passing) -> None:
+        self.messages[key] = message
+        if len(self.messages) > self.limit:
+            del self.messages[next(iter(self.messages))]
 
-    def _require_room(self, key: str) -> None:
-        if key not in self.heads and len(self.heads) >= self.limit:
-            raise LimitExceeded(f"chunked_messages_per_peer = {self.limit} messages are already being sent in parts")
 
-    def _inner(self, data: bytes) -> Frame:
-        inner = parse_frame(data, self.bounds)
-        inner.body = b""  # the head is remembered, the slice is not
-        if inner.method is not None and inner.method.startswith(CACHE_PREFIX):
-            raise ProtocolViolation("a message in parts cannot itself be a part")
-        return inner
+def _permitted(message: Frame, permits: Callable[[Frame], bool]) -> Frame:
+    if not permits(message):
+        raise PermissionDenied("the message in parts may not pass")
+    return message
 
 
 @dataclass(slots=True)
