@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -19,26 +20,28 @@ from hypha.listen import urls
 
 def announce(config: Config, sockets: Sequence[socket.socket], seconds: float) -> None:
     """Print the screen of a server that is ready, *seconds* after its start, to standard output."""
-    _write(sys.stdout, banner(config, sockets, seconds))
+    with _reader_may_leave(sys.stdout):
+        print(banner(config, sockets, seconds), flush=True)
 
 
 def say(text: str) -> None:
     """Print each line of *text* to standard error, marked as ours."""
-    for line in text.splitlines():
-        _write(sys.stderr, f"hypha: {line}")
+    with _reader_may_leave(sys.stderr):
+        for line in text.splitlines():
+            print(f"hypha: {line}", file=sys.stderr, flush=True)
 
 
-def _write(stream: TextIO | None, text: str) -> None:
-    """Print *text*. A reader that went away is no reason to end: the server is needed all the same."""
-    if stream is None:  # closed before the start
-        return
+@contextmanager
+def _reader_may_leave(stream: TextIO | None) -> Iterator[None]:
+    """A reader that went away is no reason to end: the server is needed all the same. None: closed at the start."""
     try:
-        print(text, file=stream, flush=True)
+        yield
     except OSError:
-        # What is still in the buffer would fail again at the exit, and change the exit code.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        if stream is not None:
+            # What is still in the buffer would fail again at the exit, and change the exit code.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def banner(config: Config, sockets: Sequence[socket.socket], seconds: float) -> str:

@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,8 +151,14 @@ def listens(pid: int, port: int) -> bool:
     """Whether the process *pid* itself holds the listening socket of *port*: its child may hold it, too."""
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     inodes = {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
-    links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
-    return any(link == f"socket:[{inode}]" for link in links for inode in inodes)
+    return not inodes.isdisjoint(_sockets(pid))
+
+
+def _sockets(pid: int) -> Iterator[str]:
+    """The inode of every socket that the process *pid* holds."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            yield os.readlink(link).removeprefix("socket:[").removesuffix("]")
 
 
 def command_line(pid: int) -> str:
