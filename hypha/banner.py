@@ -21,14 +21,14 @@ from hypha.listen import urls
 def announce(config: Config, sockets: Sequence[socket.socket], seconds: float) -> None:
     """Print the screen of a server that is ready, *seconds* after its start, to standard output."""
     with _reader_may_leave(sys.stdout):
-        print(banner(config, sockets, seconds), flush=True)
+        print(banner(config, sockets, seconds), flush=True)  # noqa: T201  what the person at the terminal reads
 
 
 def say(text: str) -> None:
     """Print each line of *text* to standard error, marked as ours."""
     with _reader_may_leave(sys.stderr):
         for line in text.splitlines():
-            print(f"hypha: {line}", file=sys.stderr, flush=True)
+            print(f"hypha: {line}", file=sys.stderr, flush=True)  # noqa: T201  what the person at the terminal reads
 
 
 @contextmanager
