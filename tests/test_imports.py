@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,18 @@ def test_no_arrow_points_backwards() -> None:
 def test_every_arrow_has_two_ends() -> None:
     named = {target for allowed in rooms.ARROWS.values() for target in allowed}
     assert (named | set(rooms.FOREIGN) | rooms.FOR_ALL) <= set(rooms.ARROWS)
+
+
+def test_no_permission_is_left_over() -> None:
+    """A room that stands uses every distribution that the table lets it have."""
+    package = ROOT / "hypha"
+    used: dict[str, set[str]] = {}
+    for path in package.rglob("*.py"):
+        names = rooms.imported(ast.parse(path.read_text()), package)
+        room = rooms.room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        used.setdefault(room, set()).update(name.partition(".")[0] for _, name in names)
+    unused = {room: set(allowed) - used[room] for room, allowed in rooms.FOREIGN.items() if room in used}
+    assert not any(unused.values()), unused
 
 
 def test_the_arrows_make_no_circle() -> None:
