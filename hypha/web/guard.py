@@ -6,6 +6,7 @@
 
 * one peer's protocol error must not reach the nursery that all connections share (F1);
 * a peer that stops reading must not hold a send for ever: Hypercorn shields its sends (F2);
+* a peer that leaves must be noticed also while its next request waits, and when it has made none;
 * compression is never negotiated (F4), HTTP/2 never spoken (``decisions.md`` 4);
 * a websocket's stream is handed to :mod:`hypha.web.ws`, with the bytes that came before it was accepted.
 """
@@ -47,7 +48,7 @@ _TESTED = ((0, 18), (0, 19))
 _READ_SIZE = 65536
 _SEND_SIZE = 65536  # bytes; a peer that takes none of so many within the deadline has stopped reading
 SEND_SECONDS = 10.0
-_EARLY_LIMIT = 65536  # bytes that may come in before a websocket is taken over
+_EARLY_LIMIT = 65536  # bytes that may come in before a websocket is taken over, or before their turn
 
 
 class TakeOverFailed(Exception):
@@ -129,6 +130,43 @@ class Http1Only(H11Protocol):
         return
 
 
+class Turn:
+    """When the next request of a connection may be read; Hypercorn's event for it, without its blindness.
+
+    A request that was sent ahead waits here until the one before is answered. Nobody would notice meanwhile that the
+    client has left, and an answer that could not be sent would never end the wait. So *read_ahead* is run here, which
+    raises when the client leaves, and :meth:`close` ends the wait for good.
+    """
+
+    def __init__(self, read_ahead: Callable[[], Awaitable[None]]) -> None:
+        self._read_ahead = read_ahead
+        self._waiting = trio.CancelScope()
+        self._closed = self._set = False
+
+    async def set(self) -> None:
+        self._set = True
+        self._waiting.cancel()
+
+    async def clear(self) -> None:
+        self._set = False
+
+    async def wait(self) -> None:
+        """Raises trio.BrokenResourceError when the connection is over."""
+        with trio.CancelScope() as self._waiting:
+            if not self._set and not self._closed:
+                await self._read_ahead()
+        if self._closed:
+            raise trio.BrokenResourceError("the connection is over")
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def close(self) -> None:
+        """Nothing more will be read."""
+        self._closed = True
+        self._waiting.cancel()
+
+
 class GuardedServer(TCPServer):
     """One connection. Puts itself into the ASGI scope as ``scope["extensions"]["hypha.guard"]``."""
 
@@ -142,6 +180,8 @@ class GuardedServer(TCPServer):
         self._parked = trio.Event()
         self._released = trio.Event()
         self._taken = False
+        self._turn = Turn(self._read_ahead)
+        self._ahead = bytearray()
 
     async def run(self) -> None:
         try:
@@ -167,6 +207,7 @@ class GuardedServer(TCPServer):
         async with self.send_lock:
             delivered = await self._send_bounded(event.data)
         if not delivered:
+            self._turn.close()
             await trio.aclose_forcefully(self.stream)
             await self.protocol.handle(Closed())
 
@@ -187,9 +228,11 @@ class GuardedServer(TCPServer):
         return True
 
     async def _read_data(self) -> None:
+        if isinstance(self.protocol.protocol, Http1Only):
+            self.protocol.protocol.can_read = self._turn
         while not self._taken:
             with trio.CancelScope() as self._reading:
-                data = await self._receive()
+                data = self._take_ahead() or await self._receive()
             if self._reading.cancelled_caught:
                 break
             await self.protocol.handle(RawData(data))
@@ -198,7 +241,22 @@ class GuardedServer(TCPServer):
         self._parked.set()
         if self._taken:
             await self._released.wait()
+        await self.idle_task.stop()  # it would hold the connection for the rest of its time
         await self.protocol.handle(Closed())
+
+    async def _read_ahead(self) -> None:
+        """Keep what comes, up to a limit. Raises trio.BrokenResourceError when the peer leaves."""
+        while len(self._ahead) < _EARLY_LIMIT:
+            data = await self._receive()
+            if not data:
+                raise trio.BrokenResourceError("the peer left")
+            self._ahead += data
+        await trio.sleep_forever()
+
+    def _take_ahead(self) -> bytes:
+        data = bytes(self._ahead)
+        self._ahead.clear()
+        return data
 
     async def _receive(self) -> bytes:
         try:
@@ -224,7 +282,7 @@ class GuardedServer(TCPServer):
             await self._parked.wait()
             if held.closed:
                 raise TakeOverFailed
-            yield self.stream, bytes(held.early)
+            yield self.stream, bytes(held.early) + self._take_ahead()
         finally:
             held.closed = True  # the closing frames were ours: Hypercorn has nothing left to say
             self._released.set()

@@ -45,7 +45,7 @@ class Upgrade:
                 await self._legacy(guard, query, scope, receive, send)
             else:
                 await self._modern(guard, receive, send)
-        except TakeOverFailed:
+        except (TakeOverFailed, trio.BrokenResourceError, trio.ClosedResourceError):
             logger.debug("a client left during the handshake")
 
     async def _legacy(
