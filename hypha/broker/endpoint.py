@@ -97,14 +97,13 @@ class ServerSession(Session):
 
     # --- being called -----------------------------------------------------------------------------------------
 
-    def deliver(self, sender: Session, frame: Frame, to: Address) -> bool:
-        assert isinstance(sender, PeerSession)
+    def deliver(self, sender: PeerSession, frame: Frame, to: Address) -> None:
+        """Take a frame that is addressed to the server as *to*."""
         if frame.type == "method" and frame.method is not None:
             if frame.method.startswith("services."):
                 self._start(sender, frame, to)
             else:
                 self._session_method(sender, frame, to, frame.method)
-        return True
 
     def redirected(self, sender: PeerSession, frame: Frame, target: PeerSession, substitute: str) -> None:
         """Answer *frame* in the place of *target*, with a function that its dialect pair names."""

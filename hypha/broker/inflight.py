@@ -10,9 +10,17 @@ from hypha.broker.session import Session
 from hypha.wire.address import Address
 from hypha.wire.frame import Frame
 
+_MAX_SESSION_ID = 1024  # characters; what clients make is far shorter
+
 
 def begin_call(caller: Session, session_id: str, target: Session, to: Address) -> None:
-    """Enter a call. When the caller has too many, its oldest is forgotten, and only loses the early word."""
+    """Enter a call.
+
+    When the caller has too many, its oldest is forgotten, and only loses the early word. So does a call whose session
+    id is so long that remembering it would be a way to fill the memory.
+    """
+    if len(session_id) > _MAX_SESSION_ID:
+        return
     if len(caller.outbound) >= caller.limits.inflight_per_peer:
         end_call(caller, next(iter(caller.outbound)))
     end_call(caller, session_id)

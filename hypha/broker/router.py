@@ -18,7 +18,7 @@ from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPA
 from hypha.wire.body import check_body
 from hypha.wire.calls import rejection
 from hypha.wire.chunks import CACHE_PREFIX, by_position
-from hypha.wire.frame import Frame
+from hypha.wire.frame import Fields, Frame, encode_header
 
 if TYPE_CHECKING:
     from hypha.broker.endpoint import ServerSession
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _BUILT_IN = "services.built-in."
 _OPEN_BUILT_INS = frozenset({"services.built-in.get_service", "services.built-in.ping"})
-_STAMP_ROOM = 8 * 1024  # bytes that stamping may add to a frame (``protocol.md`` 2.6)
 
 
 class Router:
@@ -45,8 +44,11 @@ class Router:
     def route(self, sender: PeerSession, frame: Frame) -> PeerSession | None:
         """Deal with *frame* and return None, or return the session whose outbox has no room for it.
 
-        In the second case nothing has changed: wait for room there and route the same frame again.
+        In the second case nothing has changed: wait for room there and route the same frame again. Frames of a
+        session that is over go nowhere.
         """
+        if not sender.open:
+            return None
         if frame.to == "*":
             self._broadcast(sender, frame)
             return None
@@ -72,25 +74,44 @@ class Router:
         return to.client == self._server_id and to.workspace in {"*", PUBLIC_WORKSPACE}
 
     def _to_peer(self, sender: PeerSession, target: PeerSession, frame: Frame, to: Address) -> PeerSession | None:
-        size = len(frame.body) + _STAMP_ROOM
-        if not target.outbox.fits(size):
+        # Who may not write to the target must not wait for its room either: waiting too long cuts the target.
+        if not self._permits(sender, target, frame):
+            self._deny(sender, frame, to)
+            return None
+        substitute = sender.dialect.redirection(frame.method or "", target.dialect)
+        if substitute is not None:
+            self._server.redirected(sender, frame, target, substitute)
+            return None
+        header = encode_header(frame.fields, target.wire_to, sender.stamp)
+        size = len(header) + len(frame.body)
+        if size > target.frame_limit:
+            self._refuse_unreadable(sender, target, frame, to, _oversize(size, target))
+        elif not target.outbox.fits(size):
             return target
+        else:
+            self._pass_on(sender, target, header, frame, to)
+        return None
+
+    def _pass_on(self, sender: PeerSession, target: PeerSession, header: bytes, frame: Frame, to: Address) -> None:
+        try:
+            check_body(frame.body)
+        except ProtocolViolation as exc:
+            self._refuse_unreadable(sender, target, frame, to, exc)
+            return
         try:
             message = self._message(sender, target, frame)
         except PermissionDenied:
             self._deny(sender, frame, to)
-            return None
+            return
         except HyphaError as exc:
             self.refuse(sender, frame, to, exc.remote_text())
-            return None
-        substitute = sender.dialect.redirection(message.method or "", target.dialect)
-        if not self._permits(sender, target, message):
-            self._deny(sender, frame, to)
-        elif substitute is not None:
-            self._server.redirected(sender, frame, target, substitute)
-        else:
-            self._deliver(sender, target, frame, message, to)
-        return None
+            return
+        target.outbox.put(header, frame.body)
+        self._note(sender, target, frame, to)
+        if message is not frame:
+            self._note(sender, target, message, to)
+        if sender.address.workspace != target.address.workspace:
+            target.heard_from(sender)
 
     def _message(self, sender: PeerSession, target: PeerSession, frame: Frame) -> Frame:
         """The message that *frame* means: itself, or the one that it completes when it came in parts."""
@@ -102,19 +123,6 @@ class Router:
             frame.body = by_position(operation, frame)
         permits = partial(self._permits, sender, target)
         return sender.chunk_peek(target).pass_through(operation, frame, permits) or frame
-
-    def _deliver(self, sender: PeerSession, target: PeerSession, frame: Frame, message: Frame, to: Address) -> None:
-        try:
-            _require_readable(frame, target, to)
-        except HyphaError as exc:
-            self._refuse_unreadable(sender, target, frame, to, exc)
-            return
-        target.deliver(sender, frame, to)
-        self._note(sender, target, frame, to)
-        if message is not frame:
-            self._note(sender, target, message, to)
-        if sender.address.workspace != target.address.workspace:
-            target.heard_from(sender)
 
     def _note(self, sender: PeerSession, target: PeerSession, message: Frame, to: Address) -> None:
         """Enter a call that passes, strike out one whose answer passes."""
@@ -165,7 +173,7 @@ class Router:
         return True
 
     def _deny(self, sender: PeerSession, frame: Frame, to: Address) -> None:
-        logger.info("refused %r from %s to %s", frame.method or frame.type, sender.name, to)
+        logger.info("refused %r from %s to %s", (frame.method or frame.type)[:200], sender.name, to)
         self.refuse(sender, frame, to, gone_text(to))
 
     def _refuse_unreadable(
@@ -174,7 +182,7 @@ class Router:
         """A frame that its receiver could not take fails where somebody waits for it (``decisions.md`` 11)."""
         self.refuse(sender, frame, to, error.remote_text())
         session_id, _, name = (frame.method or "").rpartition(".")
-        if name in {"resolve", "reject"} and session_id:
+        if name in ("resolve", "reject") and session_id:
             settle(sender, target, frame)
             target.tell(rejection(target.name, session_id, error.remote_text()), sender.address)
 
@@ -184,18 +192,18 @@ class Router:
         if frame.type == "method":
             self.refuse(sender, frame, sender.address, "ValueError: a call cannot be broadcast; name one target")
         elif may(sender.principal, Action.WRITE, workspace).allowed and self._is_readable(sender, frame):
-            everybody = Address(workspace.name, "*")
+            everybody = Fields.encode({"to": str(Address(workspace.name, "*"))})
+            header = encode_header(frame.fields, everybody, sender.stamp)
+            size = len(header) + len(frame.body)
             for member in workspace.members.values():
-                if frame.type in member.subscriptions and not member.deliver(sender, frame, everybody):
-                    member.outbox.missed += 1
+                if frame.type in member.subscriptions:
+                    fits = size <= member.frame_limit
+                    if not fits or not member.outbox.put(header, frame.body):
+                        member.outbox.missed += 1
 
 
-def _require_readable(frame: Frame, target: PeerSession, to: Address) -> None:
-    """Raise :class:`LimitExceeded` or :class:`ProtocolViolation` for a frame that *target* could not take."""
-    size = len(frame.body) + _STAMP_ROOM
-    if size > target.frame_limit:
-        raise LimitExceeded(
-            f"a message of {size} bytes is larger than the {target.frame_limit} bytes that {to} can take; "
-            "send it in parts"
-        )
-    check_body(frame.body)
+def _oversize(size: int, target: PeerSession) -> LimitExceeded:
+    return LimitExceeded(
+        f"a message of {size} bytes is larger than the {target.frame_limit} bytes that {target.name} can take; "
+        "send it in parts"
+    )

@@ -13,7 +13,7 @@ from hypha.wire.address import Address
 from hypha.wire.calls import Message, rejection
 from hypha.wire.chunks import ChunkPeek, ChunkStore
 from hypha.wire.dialect import Dialect
-from hypha.wire.frame import Fields, Frame, HeaderBounds, encode_header
+from hypha.wire.frame import Fields, HeaderBounds
 
 
 @dataclass(slots=True, eq=False)
@@ -80,10 +80,6 @@ class Session(ABC):
         )
 
     @abstractmethod
-    def deliver(self, sender: Session, frame: Frame, to: Address) -> bool:
-        """Take a frame that policy has let pass. False when there was no room."""
-
-    @abstractmethod
     def peer_gone(self, session_id: str, address: Address) -> None:
         """Learn that the call *session_id* at *address* will get no answer."""
 
@@ -101,9 +97,15 @@ class Session(ABC):
         if sender in self.correspondents:
             return
         if len(self.correspondents) >= self.limits.correspondents_per_peer:
-            del self.correspondents[next(iter(self.correspondents))]
+            self._forget_oldest()
         self.correspondents[sender] = None
         sender.known_by.add(self)
+
+    def _forget_oldest(self) -> None:
+        oldest = next(iter(self.correspondents))
+        del self.correspondents[oldest]
+        if oldest not in self.chunk_peeks:
+            oldest.known_by.discard(self)
 
     def forget(self, other: Session) -> None:
         """Drop what is kept about a session that has ended."""
@@ -144,10 +146,6 @@ class PeerSession(Session):
         self.server_calls = 0
         #: Messages of this peer that could not be read and were dropped.
         self.malformed = 0
-
-    def deliver(self, sender: Session, frame: Frame, to: Address) -> bool:
-        wire_to = self.wire_to if to == self.address else Fields.encode({"to": str(to)})
-        return self.outbox.put(encode_header(frame.fields, wire_to, sender.stamp), frame.body)
 
     def tell(self, message: Message, sender: Address) -> bool:
         """Put a message of the server's own, written as *sender*; it may use the reserve. False when it was lost."""

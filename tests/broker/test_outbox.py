@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hypha.broker.outbox import DirtyOutboxes, Outbox, flush_dirty
-from tests.broker.memory import MemoryTransport
-
-HEAD = 4  # bytes that MemoryTransport puts in front of a message
+from tests.broker.memory import HEAD, MemoryTransport
 
 
 def outbox(transport: MemoryTransport, limit: int = 100, reserve: int = 10) -> Outbox:
