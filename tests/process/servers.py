@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import socket
@@ -164,3 +165,32 @@ def _sockets(pid: int) -> Iterator[str]:
 def command_line(pid: int) -> str:
     """The arguments of the process *pid*, which every user of the machine can read."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+@asynccontextmanager
+async def websocket_peer(port: int) -> AsyncIterator[trio.SocketStream]:
+    """An anonymous websocket client, connected; the stream behind the handshake."""
+    request = "\r\n".join(
+        [
+            "GET /ws?client_id=process-test HTTP/1.1",
+            "Host: localhost",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Version: 13",
+            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
+            "\r\n",
+        ]
+    )
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    async with stream:
+        await stream.send_all(request.encode())
+        assert (await stream.receive_some(12)) == b"HTTP/1.1 101"
+        yield stream
+
+
+async def close_code(stream: trio.SocketStream) -> int:
+    """Read to the end what a websocket *stream* still brings; the code of the closing frame, which must be the last."""
+    rest = b"".join([chunk async for chunk in stream])
+    start = rest.rindex(b"\x88")  # RFC 6455 section 5.2: FIN and opcode 8, then the length, then the code
+    assert len(rest) == start + 2 + rest[start + 1]
+    return int.from_bytes(rest[start + 2 : start + 4], "big")

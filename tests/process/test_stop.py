@@ -19,12 +19,14 @@ from tests.process.servers import (
     all_gone,
     answers,
     big_mount,
+    close_code,
     group,
     listens,
     live,
     refused,
     stalled_reader,
     until,
+    websocket_peer,
 )
 
 pytestmark = pytest.mark.slow
@@ -150,3 +152,14 @@ async def test_a_closed_terminal_ends_the_server(tmp_path: Path) -> None:
             ours.close()
             result = await server.ended()
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+async def test_websocket_peers_are_told_to_come_back(command: tuple[str, ...], tmp_path: Path) -> None:
+    async with live(command, tmp_path) as server, websocket_peer(server.port) as stream:
+        started = time.monotonic()
+        server.kill(signal.SIGTERM)
+        assert await close_code(stream) == 1012
+        assert (await server.ended()).returncode == 0
+    # This peer does not answer the closing frame, and is waited for a second.
+    assert time.monotonic() - started < 2

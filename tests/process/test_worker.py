@@ -19,11 +19,13 @@ from tests.process.servers import (
     all_gone,
     answers,
     big_mount,
+    close_code,
     command_line,
     listens,
     live,
     stalled_reader,
     until,
+    websocket_peer,
 )
 
 pytestmark = pytest.mark.slow
@@ -119,6 +121,16 @@ async def test_sighup_replaces_the_worker_and_connects_wait_meanwhile(tmp_path: 
         result = await server.ended()
     assert result.returncode == 0
     assert "killed" not in result.stderr
+
+
+async def test_sighup_tells_websocket_peers_to_come_back(tmp_path: Path) -> None:
+    async with live(SERVER, tmp_path) as server:
+        async with websocket_peer(server.port) as stream:
+            server.kill(signal.SIGHUP)
+            assert await close_code(stream) == 1012
+        async with websocket_peer(server.port):  # waits for the new worker
+            server.kill(signal.SIGTERM)
+            assert (await server.ended()).returncode == 0
 
 
 async def test_sighup_to_the_group_is_one_replacement(tmp_path: Path) -> None:
