@@ -1,0 +1,242 @@
+"""What a peer cannot do to others, whatever it sends, while neighbours of both generations mind their own business."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from tests.clients import raw
+from tests.clients.conftest import StartClient, StartServer
+from tests.clients.raw import RawPeer, header, refused
+from tests.clients.scripted import SCRIPTS
+from tests.house.environments import GENERATIONS
+from tests.house.processes import Server
+
+#: Milliseconds that no call of a neighbour may take, whatever happens; alone it takes about 5.
+NEIGHBOURS_PATIENCE = 2000
+
+
+def worker_of(server: Server) -> int:
+    """The process that serves, a child of the one that was started."""
+    (worker,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return int(worker)
+
+
+@pytest.fixture
+async def neighbours(start_client: StartClient, server: Server) -> AsyncIterator[None]:
+    """One client of each generation that calls its own service all the time; at the end, nobody was hurt."""
+    worker = worker_of(server)
+    async with AsyncExitStack() as stack:
+        running = [
+            await stack.enter_async_context(start_client(generation, SCRIPTS / "neighbour.py", server.url))
+            for generation in GENERATIONS
+        ]
+        for neighbour in running:
+            await neighbour.wait_for("^ready$")
+        yield
+        for neighbour in running:
+            neighbour.send_signal(signal.SIGTERM)
+            told = await neighbour.wait_for(r"^echoed (\d+) slowest (\d+) ms$")
+            assert int(told[1]) > 0
+            assert int(told[2]) < NEIGHBOURS_PATIENCE, told[0]
+    assert worker_of(server) == worker
+
+
+# --- forged identity --------------------------------------------------------------------------------------------
+
+
+KEEPER = """
+    import asyncio, sys
+    from imjoy_rpc.hypha import connect_to_server
+
+    def kept(context=None):
+        print("the protected function ran", flush=True)
+        return "secret"
+
+    def shown(*args, context=None):
+        return {key: context[key] for key in ("from", "to", "method", "user")}
+
+    async def main():
+        server = await connect_to_server({"server_url": sys.argv[1], "client_id": "keeper"})
+        config = {"require_context": True}
+        await server.register_service({"id": "kept", "config": config, "kept": kept})
+        config = {"require_context": True, "visibility": "public"}
+        await server.register_service({"id": "shown", "config": config, "shown": shown})
+        print("ready", server.config.workspace, await server.generate_token(), flush=True)
+        await asyncio.Event().wait()
+
+    asyncio.run(main())
+"""
+
+
+@pytest.fixture(params=GENERATIONS)
+async def keeper(request: pytest.FixtureRequest, start_client: StartClient, server: Server) -> AsyncIterator[str]:
+    """The address of a client with one protected and one public function; the protected one must never run."""
+    async with start_client(request.param, KEEPER, server.url) as running:
+        workspace = (await running.wait_for(r"^ready (\S+) \S+$"))[1]
+        yield f"{workspace}/keeper"
+        async with raw.connected(server.url) as peer:
+            assert (await peer.call(f"{workspace}/keeper", "services.shown.shown"))["from"] == peer.name
+        assert "the protected function ran" not in running.stdout
+
+
+FORGED_USER = {"id": "root", "is_anonymous": False, "roles": ["admin"]}
+
+
+async def test_the_header_says_who_calls(neighbours: None, keeper: str, server: Server) -> None:
+    async with raw.connected(server.url) as peer:
+        main = {"from": f"{keeper}", "user": FORGED_USER, "ws": keeper.partition("/")[0], "ctx": {"user": FORGED_USER}}
+        await peer.send({**header(keeper, "services.shown.shown", "s"), **main}, peer.body("s"))
+        seen = await peer.answer("s")
+        assert (seen["from"], seen["to"]) == (peer.name, keeper)
+        assert seen["user"]["id"] == peer.workspace
+
+
+FORGED: list[dict[str, Any]] = [
+    {"method": "services.kept.kept"},
+    {"method": "services.kept.kept", "from": "{workspace}/keeper"},
+    {"from": "{workspace}/keeper"},
+    {"ctx": {"user": FORGED_USER, "from": "x/y", "to": "x/y", "method": "x"}},
+    {"user": FORGED_USER},
+    {"ws": "{workspace}"},
+    {"to": "x/y"},
+    {"type": "other"},
+    {"session": "x"},
+    {"parent": "x"},
+]
+
+
+@pytest.mark.parametrize("forged", FORGED, ids="+".join)
+async def test_the_body_cannot_say_what_the_header_says(forged: dict[str, Any], keeper: str, server: Server) -> None:
+    """Clients merge the body over the header, and it wins (``protocol.md`` 2.1)."""
+    workspace = keeper.partition("/")[0]
+    filled = {key: text.format(workspace=workspace) if isinstance(text, str) else text for key, text in forged.items()}
+    async with raw.connected(server.url) as peer:
+        bodies: list[Any] = [{**peer.body("s0"), **filled}, {**filled, **peer.body("s1")}]
+        bodies.append([[key, value] for key, value in {**peer.body("s2"), **filled}.items()])
+        for number, extra in enumerate(bodies):
+            await peer.send(header(keeper, "services.shown.shown", f"s{number}"), extra)
+            with refused("ValueError"):
+                await peer.answer(f"s{number}")
+        for number, extra in enumerate(bodies):
+            package = packed(header(keeper, "services.shown.shown", f"p{number}"), extra)
+            with refused("ValueError"):
+                await peer.send_in_parts(keeper, package)
+
+
+def packed(*values: Any) -> bytes:
+    """The *values* of a message, one behind the other."""
+    return b"".join(map(msgpack.packb, values))
+
+
+async def test_row_9_a_protected_function_cannot_be_called_from_elsewhere(
+    neighbours: None, keeper: str, server: Server
+) -> None:
+    """Neither by a message to it, nor by the same message in parts."""
+    workspace = keeper.partition("/")[0]
+    methods = ["services.kept.kept", "services.built-in.register_service", "services.nothing.x", "services.kept"]
+    async with raw.connected(server.url) as peer:
+        for number, method in enumerate(methods):
+            with refused("is not connected"):
+                await peer.call(keeper, method)
+            package = packed(header(keeper, method, f"p{number}"), peer.body(f"p{number}"))
+            with refused("is not connected"):
+                await peer.send_in_parts(keeper, package)
+        with refused("Permission denied for service: kept"):
+            await peer.call(keeper, "services.built-in.get_service", "kept")
+        with refused("PermissionError: Permission denied for service: kept"):
+            await peer.call("workspace-manager", "services.default.get_service", f"{keeper}:kept")
+        for method in ("list_services", "generate_token", "list_clients", "get_summary", "update_client_info"):
+            with refused(f"PermissionError: Permission denied for workspace {workspace}"):
+                await peer.call(f"{workspace}/workspace-manager", f"services.default.{method}")
+
+
+# --- messages in parts ------------------------------------------------------------------------------------------
+
+
+async def test_a_message_in_parts_arrives(keeper: str, server: Server) -> None:
+    async with raw.connected(server.url) as peer:
+        package = packed(header(keeper, "services.shown.shown", "s"), peer.body("s", ["x" * 1000]))
+        await peer.send_in_parts(keeper, package, size=300)
+        seen = await peer.answer("s")
+        assert (seen["from"], seen["user"]["id"]) == (peer.name, peer.workspace)
+
+
+async def test_tricks_with_parts(neighbours: None, keeper: str, server: Server) -> None:
+    async with raw.connected(server.url) as peer, raw.connected(server.url) as friend:
+        good = packed(header(keeper, "services.shown.shown", "good"), peer.body("good"))
+        evil = packed({**header(keeper, "services.kept.kept", "evil"), "from": keeper}, peer.body("evil"))
+
+        async def fails(operation: str, *args: Any, by: RawPeer = peer, words: str = "ValueError") -> None:
+            with refused(words):
+                await by.cache(keeper, operation, *args)
+
+        for operation, args in (("append", [evil]), ("process", []), ("remove", []), ("set", [0, evil])):
+            await fails(operation, "never begun", *args)
+        await peer.cache(keeper, "create", "empty")
+        await fails("process", "empty")
+        await peer.cache(keeper, "create", "header in two")
+        await fails("append", "header in two", good[:50])
+        await peer.cache(keeper, "create", "short")
+        await peer.cache(keeper, "append", "short", good[:-5])
+        await fails("process", "short")
+        await peer.cache(keeper, "create", "long")
+        await fails("append", "long", good + evil)
+        await peer.cache(keeper, "create", "refused, then more")
+        await fails("append", "refused, then more", evil, words="not connected")
+        await fails("append", "refused, then more", good)
+        await peer.cache(keeper, "create", "two ways")
+        await fails("set", "two ways", 0, good, words="")  # the keeper has no such function
+        await fails("append", "two ways", evil)
+        await peer.cache(keeper, "create", "a friend's help")
+        await fails("append", "a friend's help", evil, by=friend)
+        await peer.cache(keeper, "append", "a friend's help", good)
+        await peer.cache(keeper, "process", "a friend's help")
+        assert (await peer.answer("good"))["from"] == peer.name
+        nested = packed(header(keeper, "services.built-in.message_cache.process", "n"), peer.body("n", ["never begun"]))
+        await peer.cache(keeper, "create", "nested")
+        await fails("append", "nested", nested)
+        await fails("create", 5)
+        await fails("append", "nested", "text")
+
+
+async def test_an_abandoned_message_makes_room_for_new_ones(keeper: str, server: Server) -> None:
+    async with raw.connected(server.url) as peer:
+        for number in range(70):
+            await peer.cache(keeper, "create", f"abandoned{number}")
+        await peer.send_in_parts(keeper, packed(header(keeper, "services.shown.shown", "s"), peer.body("s")))
+        assert (await peer.answer("s"))["from"] == peer.name
+
+
+async def test_tricks_with_parts_for_the_server(neighbours: None, server: Server) -> None:
+    async with raw.connected(server.url) as peer:
+        manager = "workspace-manager"
+        echo = packed(header(manager, "services.default.echo", "s"), peer.body("s", ["x" * 1000]))
+        await peer.send_in_parts(manager, echo)
+        assert await peer.answer("s") == "x" * 1000
+        for operation, args in (("append", [echo]), ("process", []), ("remove", [])):
+            with refused("does not exists"):
+                await peer.cache(manager, operation, "never begun", *args)
+        for junk in (b"", b"junk", packed({}), packed(header(manager, "services.built-in.message_cache.process"))):
+            with refused("ValueError"):
+                await peer.send_in_parts(manager, junk)
+        for number in range(64):
+            await peer.cache(manager, "create", str(number))
+        with refused("chunked_messages_per_peer = 64"):
+            await peer.cache(manager, "create", "one more")
+
+
+async def test_the_bytes_in_parts_are_bounded(start_server: StartServer) -> None:
+    with start_server("--limit", "chunked_bytes_per_peer=100000") as small:
+        async with raw.connected(small.url) as peer:
+            with refused("chunked_bytes_per_peer = 100000"):
+                await peer.send_in_parts("workspace-manager", b"x" * 200_000, size=30_000)
+            echo = packed(header("workspace-manager", "services.default.echo", "s"), peer.body("s", ["x" * 90_000]))
+            await peer.send_in_parts("workspace-manager", echo, size=30_000)
+            assert len(await peer.answer("s")) == 90_000
