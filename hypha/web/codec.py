@@ -45,7 +45,7 @@ class Reply:
 
 
 Message = bytes | bytearray
-Incoming = Message | str | Reply | Closed
+Incoming = Message | str | Reply | Closed | None
 
 
 class _Violation(Exception):
@@ -81,13 +81,17 @@ class Codec:
         self._held = b""  # the beginning of a frame
         self._large: _LargeFrame | None = None
         self._opcode = 0  # of the message whose fragments are being gathered, 0 when there is none
-        self._fragments: list[Message] = []
-        self._size = 0
-        self._over = False  # a close frame has come
+        self._fragments = bytearray()  # one buffer: a list of a million small ones takes fifty times their bytes
+        self._over = False  # a close frame has come, or what cannot be read
         self._closing = False  # a close frame was sent
 
     def feed(self, data: bytes) -> Iterator[Incoming]:
-        """The messages that *data* completes, in order. After :class:`Closed` nothing more comes."""
+        """The messages that *data* completes, in order. After :class:`Closed` nothing more comes.
+
+        None stands for a frame that is none and completes none: it has taken its time all the same.
+        """
+        if self._over:
+            return
         try:
             large = self._large
             if large is None:
@@ -100,6 +104,7 @@ class Codec:
                 yield from self._handed_out(large.first, large.unmasked())
             yield from self._frames(data)
         except _Violation as violation:
+            self._over = True
             yield violation.closed
 
     def space(self) -> memoryview | None:
@@ -163,28 +168,29 @@ class Codec:
             raise _Violation(1002, f"unknown opcode {opcode}")
         if bool(opcode) == bool(self._opcode):
             raise _Violation(1002, "a fragment is out of order")
-        if self._size + size > self._limit:
+        if len(self._fragments) + size > self._limit:
             raise _Violation(1009, f"a message is larger than frame_bytes = {self._limit}")
 
     def _handed_out(self, first: int, payload: Message) -> Iterator[Incoming]:
-        """What a checked frame means: a message when it is the last one of it, an answer, or nothing."""
+        """What a checked frame means: a message when it is the last one of it, an answer, the end, or None."""
         opcode = first & 0x0F
         if opcode == _PING:
             yield Reply(frame_head(_PONG, len(payload)) + payload)
         elif opcode == _CLOSE:
             self._over = True
             yield self._closed(bytes(payload))
-        elif opcode != _PONG:
+        elif opcode == _PONG:
+            yield None
+        elif opcode and first & _FINAL:
+            yield payload if opcode == _BINARY else _text(payload)
+        else:
             self._opcode = self._opcode or opcode
-            self._fragments.append(payload)
-            self._size += len(payload)
-            if first & _FINAL:
-                yield self._joined()
+            self._fragments += payload
+            yield self._joined() if first & _FINAL else None
 
     def _joined(self) -> Message | str:
-        opcode, fragments = self._opcode, self._fragments
-        self._opcode, self._fragments, self._size = 0, [], 0
-        whole = fragments[0] if len(fragments) == 1 else b"".join(fragments)
+        opcode, whole = self._opcode, self._fragments
+        self._opcode, self._fragments = 0, bytearray()
         return whole if opcode == _BINARY else _text(whole)
 
     def _closed(self, payload: bytes) -> Closed:

@@ -116,7 +116,7 @@ class Connection:
                 await self._message(item)
             elif isinstance(item, Reply):
                 self.session.outbox.put_raw(item.data)
-            else:
+            elif item is not None:
                 return self._end(item)
             frames += 1
             if frames >= limits.turn_frames or time.perf_counter() - started > limits.turn_seconds:

@@ -34,13 +34,14 @@ def frame(opcode: int, payload: bytes = b"", *, final: bool = True, masked: bool
 
 
 def feed(codec: Codec, data: bytes, sizes: Iterable[int] = ()) -> list[Incoming]:
-    """Everything that *data* gives, fed in pieces of *sizes* and then the rest."""
+    """Everything that *data* gives but None, fed in pieces of *sizes* and then the rest."""
     found: list[Incoming] = []
     start = 0
     for size in sizes:
         found += codec.feed(data[start : start + size])
         start += size
-    return [*found, *codec.feed(data[start:])]
+    found += codec.feed(data[start:])
+    return [item for item in found if item is not None]
 
 
 def closed(found: list[Incoming]) -> Closed:

@@ -22,7 +22,6 @@ from hypha.web import guard
 from hypha.web.guard import SEND_SECONDS, GuardedServer, TakeOverFailed
 from tests.web.stack import LoopbackStack, MemoryStack, ServerEnd, Stack, connection, memory_stack
 from tests.web.wires import (
-    Closed,
     WebSocket,
     decode,
     encode,
@@ -32,6 +31,7 @@ from tests.web.wires import (
     read_answer,
     read_to_end,
     request_bytes,
+    send_while_open,
     upgrade,
     upgrade_bytes,
 )
@@ -215,14 +215,6 @@ async def test_a_peer_that_takes_nothing_on_a_socket(
             while await send_while_open(stalled, request):
                 pass
         assert not waiting.cancelled_caught
-
-
-async def send_while_open(stream: trio.abc.SendStream, data: bytes) -> bool:
-    try:
-        await stream.send_all(data)
-    except trio.BrokenResourceError:
-        return False
-    return True
 
 
 # --- HTTP connections end -------------------------------------------------------------------------------------

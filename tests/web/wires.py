@@ -120,6 +120,15 @@ async def read_to_end(stream: trio.abc.Stream) -> bytes:
     return data
 
 
+async def send_while_open(stream: trio.abc.SendStream, data: bytes) -> bool:
+    """Send *data*; False when the server has closed."""
+    try:
+        await stream.send_all(data)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return False
+    return True
+
+
 # --- websockets -----------------------------------------------------------------------------------------------
 
 
@@ -179,10 +188,11 @@ class WebSocket:
                     if event.message_finished:
                         return "".join(parts) if isinstance(event, TextMessage) else b"".join(map(bytes, parts))
                 elif isinstance(event, Ping):
-                    await self.send(event.response())
+                    await self._answer(event)
                     return event
                 elif isinstance(event, CloseConnection):
-                    await self._answer_close(event)
+                    if self._connection.state is ConnectionState.REMOTE_CLOSING:
+                        await self._answer(event)
                     return Closed(int(event.code), event.reason or "")
                 elif isinstance(event, Pong):
                     return event
@@ -194,11 +204,10 @@ class WebSocket:
                 return Closed(1006, "no close frame")
             self._connection.receive_data(bytes(data))
 
-    async def _answer_close(self, event: CloseConnection) -> None:
-        if self._connection.state is not ConnectionState.REMOTE_CLOSING:
-            return
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # the server has closed already
-            await self.stream.send_all(self._connection.send(event.response()))
+    async def _answer(self, event: Ping | CloseConnection) -> None:
+        # The server may have closed already, and another task of the test may still be sending.
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            await self.send(event.response())
 
     async def closed(self) -> Closed:
         """Read on until the end and return it."""
@@ -298,6 +307,9 @@ class Peer:
     pings: int = 0
     closed: Closed | None = None
     ended: trio.Event = field(default_factory=trio.Event)
+    _reading: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _arrived: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+    _stopped: trio.Event = field(default_factory=trio.Event)
     _pending: dict[str, tuple[trio.Event, list[Any]]] = field(default_factory=dict)
     _sessions: Any = field(default_factory=lambda: (f"s{number}" for number in itertools.count(1)))
 
@@ -310,16 +322,22 @@ class Peer:
 
     async def pump(self) -> None:
         """Take what comes until the connection ends."""
-        while True:
-            item = await self.socket.receive()
-            if isinstance(item, Closed):
-                self.closed = item
-                self.ended.set()
-                return
-            if isinstance(item, Ping):
-                self.pings += 1
-            elif isinstance(item, bytes):
-                self._take(*decode(item))
+        with self._reading:
+            while not self.ended.is_set():
+                item = await self.socket.receive()
+                if isinstance(item, Closed):
+                    self.closed = item
+                    self.ended.set()
+                elif isinstance(item, Ping):
+                    self.pings += 1
+                elif isinstance(item, bytes):
+                    self._take(*decode(item))
+        self._stopped.set()
+
+    async def stop_reading(self) -> None:
+        """Take nothing any more; the connection stays open."""
+        self._reading.cancel()
+        await self._stopped.wait()
 
     def _take(self, main: dict[str, Any], extra: dict[str, Any]) -> None:
         session, _, name = str(main.get("method", "")).rpartition(".")
@@ -331,6 +349,12 @@ class Peer:
             self.nursery.start_soon(self._run, Call(self, main, extra))
         else:
             self.others.append((main, extra))
+            self._arrived.unpark_all()
+
+    async def received(self, count: int) -> None:
+        """Wait for *count* messages in :attr:`others`."""
+        while len(self.others) < count:
+            await self._arrived.park()
 
     async def _run(self, call: Call) -> None:
         try:
