@@ -49,6 +49,7 @@ class Outbox:
         "missed",
         "pending",
         "stalled_since",
+        "torn",
     )
 
     def __init__(self, transport: Transport, limit: int, reserve: int, dirty: DirtyOutboxes) -> None:
@@ -63,6 +64,8 @@ class Outbox:
         self.missed = 0
         #: trio time since which data waits without the peer taking a byte, None when nothing waits.
         self.stalled_since: float | None = None
+        #: True when it was closed before all was written: perhaps within a frame, so that nothing may follow it.
+        self.torn = False
 
     def fits(self, size: int) -> bool:
         """Whether a message of *size* bytes would find room; one message always enters an empty queue."""
@@ -155,6 +158,7 @@ class Outbox:
 
     def close(self) -> None:
         """Drop what waits and wake who waits for room; nothing is taken any more."""
+        self.torn = self.torn or bool(self._parts)
         self._parts.clear()
         self.pending = 0
         self._limit = self._reserve = -1

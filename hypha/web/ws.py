@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _READ_SIZE = 65536
 _WRITE_PARTS = 512  # buffers in one gathering write; the kernel takes at most 1024
-_GOODBYE_SECONDS = 1.0
+GOODBYE_SECONDS = 1.0
 CLEAN_CODES = frozenset({1000, 1001})
 
 
@@ -42,6 +43,8 @@ class WebsocketTransport:
         self.stream = stream
         self.reading = trio.CancelScope()
         self.ending: tuple[int, str] | None = None
+        #: The last frame may have gone out in part: nothing can follow it.
+        self.torn = False
         self.heard_at = self.pinged_at = trio.current_time()
         self._nursery = nursery
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
@@ -239,29 +242,36 @@ class Connections:
                     code = await connection.read_all()
             if transport.ending is not None:
                 code = transport.ending[0]
+            if code != 1006:
                 await self._drain(session)
         finally:
             self._open.discard(connection)
             clean = code in CLEAN_CODES
             self._broker.leave(session, clean=clean)
+            transport.torn = session.outbox.torn
             logger.info("%s disconnected (code %s, %d malformed)", session.name, code, session.malformed)
 
     async def _drain(self, session: PeerSession) -> None:
-        with trio.move_on_after(_GOODBYE_SECONDS):
+        with trio.move_on_after(GOODBYE_SECONDS):
             while session.open and session.outbox.pending:
                 await session.outbox.wait_room()
 
 
 async def _goodbye(transport: WebsocketTransport) -> None:
     """Send the close frame, wait a moment for the peer's, close. Bounded, also under cancellation."""
-    stream = transport.stream
-    with trio.move_on_after(_GOODBYE_SECONDS, shield=True):
-        try:
-            if transport.ending is not None:
-                await stream.send_all(transport.codec.close(*transport.ending))
-                # A close with unread bytes in the buffer resets the connection, and the close frame would be lost.
-                while await stream.receive_some(_READ_SIZE):
-                    pass
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-            pass  # the peer is gone: nobody is left to be told
-    await trio.aclose_forcefully(stream)
+    if transport.ending is not None and not transport.torn:
+        with trio.move_on_after(GOODBYE_SECONDS, shield=True):
+            await say_goodbye(transport.stream, transport.codec, *transport.ending)
+    await trio.aclose_forcefully(transport.stream)
+
+
+async def say_goodbye(stream: trio.abc.Stream, codec: Codec, code: int, reason: str) -> None:
+    """Send the close frame and read until the peer has answered it, or is gone.
+
+    What else comes is dropped. Unread, it would make of the close a reset, in which the close frame is lost.
+    """
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await stream.send_all(codec.close(code, reason))
+        while data := bytes(await stream.receive_some(_READ_SIZE)):
+            if any(isinstance(item, Closed) for item in codec.feed(data)):
+                return

@@ -22,6 +22,7 @@ from hypha.web import guard
 from hypha.web.guard import SEND_SECONDS, GuardedServer, TakeOverFailed
 from tests.web.stack import LoopbackStack, MemoryStack, ServerEnd, Stack, connection, memory_stack
 from tests.web.wires import (
+    Closed,
     WebSocket,
     decode,
     encode,
@@ -327,6 +328,16 @@ async def test_http_over_tls(autojump_clock: MockClock, stack: MemoryStack) -> N
     async with tls(stack) as stream:
         assert (await exchange(stream, "/health/liveness")).status == 200
         assert (await exchange(stream, "/nothing")).status == 404
+
+
+async def test_websockets_over_tls(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    async with tls(stack) as stream:
+        peer = await join(stack, "a", stream=stream)
+        assert await peer.manager("echo", "x" * 200_000) == "x" * 200_000
+        info = await peer.manager("get_connection_info")
+        assert info["local_base_url"] == "https://lab.example:9527"
+        await peer.leave()
+        assert peer.closed == Closed(1000)
 
 
 # --- what is not spoken ----------------------------------------------------------------------------------------

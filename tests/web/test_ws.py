@@ -91,6 +91,15 @@ async def converse(stack: Stack) -> None:
     assert caller.closed == Closed(1001)
 
 
+async def test_a_conversation(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    began = trio.current_time()
+    await converse(stack)
+    await wait_all_tasks_blocked()
+    assert not stack.servers.child_tasks
+    assert not list(stack.broker.registry.sessions())
+    assert trio.current_time() == began
+
+
 async def test_a_conversation_on_a_socket(loopback: LoopbackStack) -> None:
     await converse(loopback)
 
@@ -161,6 +170,21 @@ async def test_violations_are_answered_with_their_code(
     await client.stream.send_all(data)
     assert (await client.closed()).code == code
     assert await neighbour.manager("echo", 1) == 1
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1007, 1011, 1012, 3000, 4999, None])
+async def test_a_goodbye_is_answered_with_its_code(
+    autojump_clock: MockClock, client: WebSocket, stack: MemoryStack, code: int | None
+) -> None:
+    await client.stream.send_all(frame(0x88, b"" if code is None else struct.pack(">H", code) + b"bye"))
+    assert (await client.closed()).code == (code or 1005)
+    await wait_all_tasks_blocked()
+    assert not stack.servers.child_tasks
+
+
+async def test_nothing_is_read_behind_a_goodbye(autojump_clock: MockClock, client: WebSocket) -> None:
+    await client.stream.send_all(frame(0x88, b"\x03\xe8") + frame(0x82, echo_frame()) + b"\xff\xff")
+    assert await client.receive() == Closed(1000)
 
 
 # --- the size of a message ----------------------------------------------------------------------------------------
@@ -311,6 +335,19 @@ async def test_a_sender_waits_for_room_at_most_so_long(tmp_path: Path, autojump_
             await sender.call("b", "x.y")
 
 
+async def test_nothing_follows_half_a_frame(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    """A close frame there would be read as the rest of the message."""
+    client = await upgrade(stack.connect(lockstep=True), "/ws?client_id=a")
+    await client.send_bytes(echo_frame(bytes(range(250)) * 800))
+    received = b""
+    while len(received) < 70_000:  # of 200 000, and then no more
+        received += await client.stream.receive_some(10_000)
+    await trio.sleep(30)
+    while part := await client.stream.receive_some():
+        received += part
+    assert struct.pack(">H", 1012) + b"the client" not in received
+
+
 # --- silence --------------------------------------------------------------------------------------------------------
 
 
@@ -367,6 +404,18 @@ async def test_the_newest_holder_of_a_token_supersedes(autojump_clock: MockClock
     assert [service.id for service in session.services.values()] == ["demo"]
     stranger = await join(stack, "b")
     assert await stranger.call(first.name, "services.demo.echo", 5) == 5
+
+
+async def test_shutdown_tells_everybody_to_come_back(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    peers = [await join(stack, f"c{number}") for number in range(3)]
+    began = trio.current_time()
+    await stack.shut_down()
+    for peer in peers:
+        await peer.ended.wait()
+        assert peer.closed == Closed(1012, "the server is restarting")
+    await wait_all_tasks_blocked()
+    assert not stack.servers.child_tasks
+    assert trio.current_time() == began  # nobody had to be waited for
 
 
 async def test_who_arrives_during_shutdown_is_told_too(autojump_clock: MockClock, stack: MemoryStack) -> None:
