@@ -48,7 +48,8 @@ class WebsocketTransport:
         self.heard_at = self.pinged_at = trio.current_time()
         self._nursery = nursery
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
-        if self._socket is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        is_tcp = self._socket is not None and self._socket.family in {socket.AF_INET, socket.AF_INET6}
+        if self._socket is not None and is_tcp and hasattr(socket, "TCP_USER_TIMEOUT"):
             # Unacknowledged data means that the network is gone (decisions.md 9).
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.silence_seconds * 1000))
 

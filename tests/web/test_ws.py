@@ -104,6 +104,13 @@ async def test_a_conversation_on_a_socket(loopback: LoopbackStack) -> None:
     await converse(loopback)
 
 
+async def test_a_conversation_on_a_unix_socket(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    ends = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
+    async with direct(Connections(stack.broker), stack.broker, *ends) as peer:
+        assert await peer.manager("echo", 1) == 1
+        await peer.leave()
+
+
 # --- messages and frames ------------------------------------------------------------------------------------------
 
 
