@@ -162,7 +162,9 @@ class Connection:
                 await blocked.outbox.wait_room()
             if scope.cancelled_caught:
                 cut(self.broker, blocked, "took its messages too slowly")
+            await trio.lowlevel.checkpoint_if_cancelled()  # this session itself may have ended meanwhile
             blocked = self.broker.router.route(self.session, frame)
+        self.transport.heard_at = trio.current_time()  # nobody has listened since
 
     def sweep(self, now: float) -> None:
         """Once a second: ping, and end what is silent or stalled (``decisions.md`` 8 and 9)."""

@@ -342,6 +342,29 @@ async def test_a_sender_waits_for_room_at_most_so_long(tmp_path: Path, autojump_
             await sender.call("b", "x.y")
 
 
+async def test_who_waits_for_others_is_not_silent(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """While it waited for room at slow targets nobody listened to it."""
+    async with limited(tmp_path, outbox_bytes=100_000, silence_seconds=15.0) as stack:
+        first = await join(stack, "t0", stream=stack.connect(lockstep=True))
+        token = await first.manager("generate_token")
+        place = f"&workspace={first.workspace}&token={token}"
+        targets = [first] + [await join(stack, f"t{n}", place, stack.connect(lockstep=True)) for n in (1, 2)]
+        sender = await join(stack, "a", place)
+
+        for target in targets:
+            await target.stop_reading()
+            stack.clients.start_soon(read_slowly, target)
+        events = [
+            BytesMessage(encode({"type": "method", "to": target.name, "method": "x.y"}, {"args": [bytes(80_000)]}))
+            for target in targets
+            for _ in range(2)
+        ]
+        began = trio.current_time()
+        await sender.socket.stream.send_all(sender.socket.encoded(*events))
+        assert await sender.manager("echo", 1) == 1
+        assert trio.current_time() - began == pytest.approx(20)
+
+
 async def test_nothing_follows_half_a_frame(autojump_clock: MockClock, stack: MemoryStack) -> None:
     """A close frame there would be read as the rest of the message."""
     client = await upgrade(stack.connect(lockstep=True), "/ws?client_id=a")
