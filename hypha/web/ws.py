@@ -147,7 +147,8 @@ class Connection:
             frame = parse_frame(data, header_bounds(self.broker.limits))
         except ProtocolViolation as exc:
             self.session.malformed += 1
-            logger.info("dropped a message from %s: %s", self.session.name, exc)
+            if self.session.malformed == 1:  # their number stands in the line of the end
+                logger.info("dropped a message from %s: %s", self.session.name, exc)
             return
         blocked = self.broker.router.route(self.session, frame)
         if blocked is not None:

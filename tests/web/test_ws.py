@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
-from wsproto.events import BytesMessage, Ping, Pong, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
 from hypha.broker.broker import Broker, Credentials
 from hypha.config import Config, Limits
@@ -192,6 +192,41 @@ async def test_a_goodbye_is_answered_with_its_code(
 async def test_nothing_is_read_behind_a_goodbye(autojump_clock: MockClock, client: WebSocket) -> None:
     await client.stream.send_all(frame(0x88, b"\x03\xe8") + frame(0x82, echo_frame()) + b"\xff\xff")
     assert await client.receive() == Closed(1000)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\xc1",
+        b"\x01",
+        encode({}),
+        encode({"to": "a"}),
+        encode({"type": "method", "to": "a"}),
+        encode({"type": "method", "to": 5, "method": "x"}),
+        encode({"type": "method", "to": "a", "method": ["x"]}),
+        encode({"type": "method", "to": "a", "method": "x", **{f"k{n}": n for n in range(100)}}),
+        b"\x91" * 1000,
+        b"\xdf\xff\xff\xff\xff",
+        os.urandom(1000),
+    ],
+    ids=lambda message: message[:20].hex(),
+)
+async def test_messages_that_cannot_be_read_are_dropped_and_counted(
+    autojump_clock: MockClock, stack: MemoryStack, client: WebSocket, message: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "hypha")
+    for _ in range(3):
+        await client.send_bytes(message)
+    await client.send_bytes(echo_frame("after"))
+    assert await answer(client) == "after"
+    (session,) = stack.broker.registry.sessions()
+    assert session.malformed == 3
+    assert caplog.text.count("dropped a message") == 1  # a line each would fill the disk
+    await client.send(CloseConnection(1000))
+    await client.closed()
+    await wait_all_tasks_blocked()
+    assert "3 malformed" in caplog.text
 
 
 # --- the size of a message ----------------------------------------------------------------------------------------
