@@ -98,6 +98,7 @@ class Connection:
     broker: Broker
     session: PeerSession
     transport: WebsocketTransport
+    _pong: bytes = b""
 
     async def read_all(self) -> int:
         """Read and route until the connection ends. Returns the close code, 1006 when there was none."""
@@ -119,16 +120,23 @@ class Connection:
             if isinstance(item, bytes | bytearray):
                 await self._message(item)
             elif isinstance(item, Reply):
-                self.session.outbox.put_raw(item.data)
+                self._pong = item.data
             elif item is not None:
                 return self._end(item)
             frames += 1
             if frames >= limits.turn_frames or time.perf_counter() - started > limits.turn_seconds:
-                self.broker.flush()
+                self._end_turn()
                 await trio.lowlevel.checkpoint()
                 frames, started = 0, time.perf_counter()
-        self.broker.flush()
+        self._end_turn()
         return None
+
+    def _end_turn(self) -> None:
+        if self._pong:
+            # One for the latest ping is enough (RFC 6455 5.5.3): who does not read must not fill the queue with them.
+            self.session.outbox.put_raw(self._pong)
+            self._pong = b""
+        self.broker.flush()
 
     def _end(self, item: Closed | str) -> int:
         """The end of the conversation: the peer said goodbye, or said something that this server does not take."""

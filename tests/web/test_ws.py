@@ -145,6 +145,18 @@ async def test_a_message_may_come_in_fragments_with_others_between(
     assert await answer(client) == "whole"
 
 
+async def test_one_pong_answers_all_pings_of_a_turn(autojump_clock: MockClock, client: WebSocket) -> None:
+    """RFC 6455 section 5.5.3; a peer that does not read them fills no queue."""
+    pings = [Ping(b"%d" % number) for number in range(6400)]
+    await client.stream.send_all(client.encoded(*pings))
+    await client.send_bytes(echo_frame())
+    pongs = []
+    while isinstance(item := await client.receive(), Pong):
+        pongs.append(item)
+    assert len(pongs) <= 110
+    assert pongs[-1] == Pong(b"6399")
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
