@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,6 +226,15 @@ def test_an_environment_is_reused_only_when_whole_and_unchanged(
     assert not environments.ensure(whole)
     changed = replace(whole, probe="import pip, sys")
     assert not environments.is_complete(changed, environments.fingerprint(changed, sys.executable))
+
+
+def test_an_environment_that_serves_another_tree_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = environments.fingerprint(environments.MAIN, sys.executable)
+    client = environments.fingerprint(environments.CLIENTS[0], sys.executable)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    assert environments.fingerprint(environments.MAIN, sys.executable) != here
+    assert environments.fingerprint(environments.CLIENTS[0], sys.executable) == client
 
 
 def test_a_client_that_does_not_know_this_python_names_the_one_to_install() -> None:

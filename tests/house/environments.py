@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.house.machine import PYTHONS
 from tests.house.steps import ROOT, Stop, run
 
-#: Where the environments stand; the variable lets several clones share one set.
+#: Where the environments stand. A clone that is given another's takes the main one over, for it holds one tree.
 HOME = Path(os.environ.get("HYPHA_TEST_ENVS") or ROOT / ".tests").absolute()
 #: The names of the client generations of ``protocol.md`` that are published for Python (A and Bp).
 GENERATIONS = ("0.5.6", "0.5.59")
@@ -67,7 +67,7 @@ def fingerprint(environment: Environment, interpreter: str) -> str:
         import tomllib  # not in the Pythons that are only told that they are too old
 
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-        inputs.extend((project["build-system"], project["project"]))
+        inputs.extend((project["build-system"], project["project"], str(ROOT)))
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
