@@ -14,10 +14,10 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketSco
 from hypha.broker.broker import Broker, Credentials
 from hypha.config import Limits
 from hypha.errors import HyphaError
-from hypha.web.codec import Closed, Codec
+from hypha.web.codec import Closed, Codec, Message, Reply
 from hypha.web.guard import GuardedServer, TakeOverFailed
 from hypha.web.http import header
-from hypha.web.ws import Connections
+from hypha.web.ws import GOODBYE_SECONDS, Connections, say_goodbye
 from hypha.wire.dialect import LEGACY, LEGACY_JAVASCRIPT
 
 logger = logging.getLogger(__name__)
@@ -75,21 +75,38 @@ class Upgrade:
 
     async def _modern(self, guard: GuardedServer, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Credentials would come in a first text frame. Refused with the words that these clients show."""
+        limits = self._broker.limits
         async with guard.take_over(receive, send) as (stream, early):
-            codec = Codec(self._broker.limits.frame_bytes)
-            with trio.move_on_after(self._broker.limits.handshake_seconds):
-                await _first_message(codec, stream, early)
-                text = "this version of the server speaks with imjoy-rpc 0.5 clients only, not yet with hypha-rpc"
-                await stream.send_all(codec.text(json.dumps({"type": "error", "message": text})))
-                await stream.send_all(codec.close(1008, text))
+            codec = Codec(limits.header_bytes)
+            ending: Closed | None = Closed(
+                1008, f"no authentication came within handshake_seconds = {limits.handshake_seconds:g}", by_peer=False
+            )
+            with trio.move_on_after(limits.handshake_seconds):
+                ending = await _refuse(codec, stream, early)
+            if ending is not None:
+                with trio.move_on_after(GOODBYE_SECONDS):
+                    await say_goodbye(stream, codec, ending.code, ending.reason)
 
 
-async def _first_message(codec: Codec, stream: trio.abc.Stream, early: bytes) -> None:
-    data = early
+async def _refuse(codec: Codec, stream: trio.abc.Stream, early: bytes) -> Closed | None:
+    """Wait for the first message and refuse it. Returns how the server ends, None when the client has."""
+    first = await _first_message(codec, stream, early)
+    if not isinstance(first, Closed):
+        text = "this version of the server speaks with imjoy-rpc 0.5 clients only, not yet with hypha-rpc"
+        await stream.send_all(codec.text(json.dumps({"type": "error", "message": text})))
+        return Closed(1008, text, by_peer=False)
+    await stream.send_all(first.reply)
+    return None if first.by_peer else first
+
+
+async def _first_message(codec: Codec, stream: trio.abc.Stream, data: bytes) -> Message | str | Closed:
+    """The first message, or the end. Pings before it are answered."""
     while True:
         for item in codec.feed(data):
-            if isinstance(item, str | bytes | Closed):
-                return
+            if isinstance(item, Reply):
+                await stream.send_all(item.data)
+            elif item is not None:
+                return item
         data = bytes(await stream.receive_some())
         if not data:
             raise TakeOverFailed

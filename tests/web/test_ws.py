@@ -637,12 +637,54 @@ async def test_values_need_not_be_escaped(autojump_clock: MockClock, stack: Memo
 MODERN_REFUSAL = "this version of the server speaks with imjoy-rpc 0.5 clients only, not yet with hypha-rpc"
 
 
+@pytest.mark.parametrize("query", ["", "?", "?unknown=1"])
+async def test_a_modern_client_is_told_in_its_own_form(
+    autojump_clock: MockClock, stack: MemoryStack, query: str
+) -> None:
+    client = await upgrade(stack.connect(), f"/ws{query}")
+    began = trio.current_time()
+    await client.send(Ping(b"first"))
+    await client.send(TextMessage('{"client_id": "prov", "workspace": null}'))
+    assert await client.receive() == Pong(b"first")
+    assert await client.receive() == f'{{"type": "error", "message": "{MODERN_REFUSAL}"}}'
+    assert await client.receive() == Closed(1008, MODERN_REFUSAL)
+    await wait_all_tasks_blocked()
+    assert not stack.servers.child_tasks
+    assert trio.current_time() == began
+
+
+async def test_a_modern_client_that_says_nothing_is_let_go(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    client = await upgrade(stack.connect(), "/ws")
+    began = trio.current_time()
+    assert await client.closed() == Closed(1008, "no authentication came within handshake_seconds = 10")
+    assert trio.current_time() - began == pytest.approx(10)
+
+
 async def test_a_modern_client_that_does_not_read_is_let_go(autojump_clock: MockClock, stack: MemoryStack) -> None:
     client = await upgrade(stack.connect(lockstep=True), "/ws")
     await client.send(TextMessage("{}"))
     began = trio.current_time()
     await stack.ends[0].closed.wait()
     assert trio.current_time() - began <= 11
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (frame(0x88, b"\x03\xe8"), 1000),
+        (frame(0x83), 1002),
+        (frame(0x82, bytes(70_000)), 1009),
+        (frame(0x81, b"x" * 70_000), 1009),
+    ],
+    ids=["close", "violation", "binary", "text"],
+)
+async def test_other_beginnings_of_modern_clients(
+    autojump_clock: MockClock, stack: MemoryStack, data: bytes, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await upgrade(stack.connect(), "/ws")
+    await client.stream.send_all(data)
+    assert (await client.closed()).code == code
+    assert "Error" not in caplog.text
 
 
 @pytest.mark.parametrize("reset", [False, True])
