@@ -14,7 +14,7 @@ import trio
 from hypha.broker import builtin
 from hypha.broker.access import Action, Principal, may
 from hypha.broker.endpoint import ServerSession
-from hypha.broker.inflight import end_session
+from hypha.broker.inflight import end_session, forget_silent
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
 from hypha.broker.registry import Parked, Registration, Registry, Suspended, Workspace, registrations
 from hypha.broker.router import Router
@@ -261,10 +261,12 @@ class Broker:
     # --- time -------------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """Once a second: heartbeats of running calls, ends of grace periods, expired tokens, idle workspaces."""
+        """Once a second: heartbeats and ends of calls, ends of grace periods, expired tokens, idle workspaces."""
         now, wall = self.now(), self._clock()
         self.server.sweep(now)
         for session in list(self.registry.sessions()):
+            # Later than a provider would be cut that is silent itself: its callers must still be told.
+            forget_silent(session, now - 2 * self.limits.busy_silence_seconds)
             expires = session.principal.expires_at
             if expires is not None and expires < wall:
                 session.transport.close(1008, "the token has expired")

@@ -1,12 +1,14 @@
 """Calls in flight: who waits for whom, so that a lost peer fails its callers at once (``decisions.md`` 15).
 
-A call is entered on both of its ends and struck out by its answer or by the end of either. All of it is plain
-dictionary work, under a microsecond on the frame path.
+A call is entered on both of its ends and struck out by its answer or by the end of either, or when there was no sign
+of it for a long time. All of it is plain dictionary work, under a microsecond on the frame path.
 """
 
 from __future__ import annotations
 
-from hypha.broker.session import Session
+import trio
+
+from hypha.broker.session import InFlight, PeerSession, Session
 from hypha.wire.address import Address
 from hypha.wire.frame import Frame
 
@@ -25,7 +27,7 @@ def begin_call(caller: Session, session_id: str, target: Session, to: Address) -
         end_call(caller, next(iter(caller.outbound)))
     end_call(caller, session_id)
     caller.outbound[session_id] = target
-    target.inbound[caller, session_id] = to
+    target.inbound[caller, session_id] = InFlight(to, trio.current_time())
 
 
 def end_call(caller: Session, session_id: str) -> None:
@@ -36,13 +38,25 @@ def end_call(caller: Session, session_id: str) -> None:
 
 
 def settle(sender: Session, caller: Session, message: Frame) -> None:
-    """Strike out the call of *caller* that *message* from *sender* answers, if it is an answer."""
-    method = message.method
-    if method is None or not method.endswith((".resolve", ".reject")):
+    """Strike out the call of *caller* that *message* from *sender* answers; a heartbeat or a callback keeps it."""
+    session_id, _, name = (message.method or "").rpartition(".")
+    if caller.outbound.get(session_id) is not sender:
         return
-    session_id = method.rpartition(".")[0]
-    if caller.outbound.get(session_id) is sender:
+    if name in {"resolve", "reject"}:
         end_call(caller, session_id)
+    else:
+        sender.inbound[caller, session_id].heard = trio.current_time()
+
+
+def forget_silent(session: Session, since: float) -> None:
+    """Strike out the calls of other peers to *session* of which there was no sign since that trio time.
+
+    A caller that ran out of patience says nothing, and a function that is stopped for that reason never answers. The
+    server's own calls are not touched: each has a deadline, and whoever waits for it strikes it out.
+    """
+    for (caller, session_id), call in list(session.inbound.items()):
+        if call.heard < since and isinstance(caller, PeerSession):
+            end_call(caller, session_id)
 
 
 def end_session(session: Session) -> None:
@@ -50,10 +64,10 @@ def end_session(session: Session) -> None:
     session.open = False
     for session_id in list(session.outbound):
         end_call(session, session_id)
-    for (caller, session_id), address in list(session.inbound.items()):
+    for (caller, session_id), call in list(session.inbound.items()):
         end_call(caller, session_id)
         if caller.open:
-            caller.peer_gone(session_id, address)
+            caller.peer_gone(session_id, call.to)
     for other in session.known_by:
         other.forget(session)
     session.known_by.clear()

@@ -44,6 +44,14 @@ class Service:
         return f"{self.workspace}/{self.client}:{self.id}"
 
 
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A call that a peer works on: the address at which it was asked, and the trio time of its last sign of life."""
+
+    to: Address
+    heard: float
+
+
 class Session(ABC):
     """One peer of the router.
 
@@ -66,8 +74,8 @@ class Session(ABC):
         self.subscriptions: set[str] = set()
         #: Calls of this peer that wait for an answer: session id -> who was asked (``decisions.md`` 15).
         self.outbound: dict[str, Session] = {}
-        #: Calls that this peer works on: (caller, session id) -> the address at which it was asked.
-        self.inbound: dict[tuple[Session, str], Address] = {}
+        #: Calls that this peer works on, by caller and session id.
+        self.inbound: dict[tuple[Session, str], InFlight] = {}
         #: Sessions of other workspaces that had a permitted frame delivered here, oldest first (``decisions.md`` 16).
         self.correspondents: dict[Session, None] = {}
         #: Looks at the messages in parts from this peer, by target (``decisions.md`` 14).

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from socket import AF_INET
 from typing import Any, cast
 
@@ -18,10 +19,11 @@ from hypercorn.typing import ASGIFramework, ConnectionState
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from hypha.broker.broker import Broker
-from hypha.config import Config
+from hypha.config import Config, Limits
 from hypha.web import guard
 from hypha.web.upgrade import Upgrade
 from hypha.web.ws import Connections
+from tests.broker.memory import Scene
 from tests.soak.http_client import get
 from tests.soak.legacy_peer import handshake
 
@@ -131,3 +133,38 @@ async def test_a_client_that_leaves_before_it_has_said_who_it_is_is_no_error(
         await client.send_all(b"\x81\x82\0\0\0\0{}")
         await client.aclose()
     assert "Error" not in caplog.text
+
+
+# --- calls in flight ------------------------------------------------------------------------------------------
+
+
+async def test_a_call_that_both_sides_have_given_up_is_not_in_flight_for_ever(mock_clock: MockClock) -> None:
+    """A caller that ran out of patience says nothing, and the function that it thereby stops never answers."""
+    scene = Scene(Limits(busy_silence_seconds=100))
+    caller, provider = scene.join("lab/caller"), scene.join("lab/provider")
+    caller.call(provider.name, "services.work.given_up", session="s1")
+    caller.call(provider.name, "services.work.long", session="s2")
+    mock_clock.jump(150)
+    provider.send({"type": "method", "to": caller.name, "method": "s2.hb-reset", "session": "h1"})
+    caller.send({"type": "method", "to": provider.name, "method": "h1.resolve", "parent": "h1"})
+    mock_clock.jump(150)
+    scene.broker.sweep()
+    assert list(caller.session.outbound) == ["s2"]
+    assert list(provider.session.inbound) == [(caller.session, "s2")]
+    mock_clock.jump(150)
+    scene.broker.sweep()
+    assert not caller.session.outbound
+    assert not provider.session.inbound
+
+
+async def test_a_call_of_the_server_is_in_flight_for_as_long_as_the_server_waits(mock_clock: MockClock) -> None:
+    scene = Scene(Limits(busy_silence_seconds=100))
+    provider = scene.join("lab/provider")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(scene.broker.server.call, provider.session, "services.work.long", [], patience=1000))
+        await wait_all_tasks_blocked()
+        mock_clock.jump(500)
+        scene.broker.sweep()
+        assert len(provider.session.inbound) == 1
+        nursery.cancel_scope.cancel()
+    assert not provider.session.inbound
