@@ -47,7 +47,7 @@ class Limits:
     header_bytes: int = 64 * KIB
     header_keys: int = 64
     header_depth: int = 32
-    python_frame_bytes: int = 1 * MIB
+    python_frame_bytes: int = 1_024_000  # their library takes 1 MiB, their decoder of either value less
     handshake_seconds: float = 10.0
     outbox_bytes: int = 16 * MIB
     outbox_reserve_bytes: int = 1 * MIB

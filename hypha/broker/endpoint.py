@@ -112,9 +112,7 @@ class ServerSession(Session):
     def _start(self, sender: PeerSession, frame: Frame, to: Address, substitute: str | None = None) -> None:
         limit = self.limits.server_calls_per_peer
         if sender.server_calls >= limit:
-            text = LimitExceeded(f"server_calls_per_peer = {limit} calls are running; wait for one").remote_text()
-            if frame.wants_answer and frame.session is not None:
-                sender.tell(calls.rejection(sender.name, frame.session, text), to)
+            self._reject(sender, frame, to, LimitExceeded(f"server_calls_per_peer = {limit} calls are running; wait"))
             return
         sender.server_calls += 1
         sender.transport.start_soon(self._serve, sender, frame, to, substitute)
@@ -126,9 +124,15 @@ class ServerSession(Session):
             await self._run(sender, frame, to, body, substitute or frame.method or "")
         except HyphaError as exc:
             logger.info("call from %s cannot be answered: %s", sender.name, exc)
+            self._reject(sender, frame, to, exc)
         finally:
             sender.server_calls -= 1
             flush_dirty(self._dirty)
+
+    def _reject(self, sender: PeerSession, frame: Frame, to: Address, error: HyphaError) -> None:
+        """Fail a call whose own promise is not known, or could not be kept (``protocol.md`` 2.5)."""
+        if frame.wants_answer and frame.session is not None:
+            sender.tell(calls.rejection(sender.name, frame.session, error.remote_text()), to)
 
     async def _run(self, sender: PeerSession, frame: Frame, to: Address, body: CallBody, path: str) -> None:
         promise, running = body.promise, None

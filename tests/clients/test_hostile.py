@@ -12,9 +12,9 @@ import msgpack
 import pytest
 
 from tests.clients import raw
-from tests.clients.conftest import StartClient, StartServer
+from tests.clients.conftest import RunClient, StartClient, StartServer
 from tests.clients.raw import RawPeer, header, refused
-from tests.clients.scripted import SCRIPTS
+from tests.clients.scripted import SCRIPTS, passes
 from tests.house.environments import GENERATIONS
 from tests.house.processes import Server
 
@@ -240,3 +240,40 @@ async def test_the_bytes_in_parts_are_bounded(start_server: StartServer) -> None
             echo = packed(header("workspace-manager", "services.default.echo", "s"), peer.body("s", ["x" * 90_000]))
             await peer.send_in_parts("workspace-manager", echo, size=30_000)
             assert len(await peer.answer("s")) == 90_000
+
+
+# --- what a client of imjoy-rpc could not survive ---------------------------------------------------------------
+
+
+def shown(peer: RawPeer, session: str, value: Any) -> bytes:
+    """A body that calls with *value*."""
+    return packed(peer.body(session, [value]))
+
+
+@pytest.mark.parametrize("what", ["map", "utf-8", "junk", "cut", "deep", "list", "two", "date", "large", "larger"])
+async def test_a_body_that_its_receiver_cannot_read_is_not_delivered(
+    what: str, neighbours: None, keeper: str, server: Server
+) -> None:
+    """imjoy-rpc for Python stops listening for ever when it meets one; the fixture asks the keeper afterwards."""
+    async with raw.connected(server.url) as peer:
+        extra = {
+            "map": shown(peer, "s", {1: 2}),
+            "utf-8": shown(peer, "s", "AAAA").replace(b"AAAA", b"\xff\xfe\xff\xff"),
+            "junk": b"\xc1" * 50,
+            "cut": shown(peer, "s", "AAAA")[:-3],
+            "deep": shown(peer, "s", "AAAA").replace(b"\xa4AAAA", b"\x91" * 3000 + b"\x90"),
+            "list": packed([1]),
+            "two": shown(peer, "s", 1) * 2,
+            "date": shown(peer, "s", "AAAA").replace(b"\xa4AAAA", b"\xd4\xff\x00"),
+            "large": shown(peer, "s", b"x" * 1_024_000),
+            "larger": shown(peer, "s", b"x" * 3_000_000),
+        }[what]
+        await peer.websocket.send_message(packed(header(keeper, "services.shown.shown", "s")) + extra)
+        with refused("RuntimeError" if what.startswith("large") else "ValueError"):
+            await peer.answer("s")
+
+
+async def test_an_answer_that_its_receiver_cannot_read_fails_the_call(run_client: RunClient, server: Server) -> None:
+    """A provider that answers with what its caller cannot take: the caller hears it, and goes on."""
+    for generation in GENERATIONS:
+        await passes(run_client, generation, "unreadable.py", server.url)
