@@ -65,6 +65,7 @@ class Broker:
         self.router = Router(self.registry, self.server, server_id)
         self._clock = clock
         self._generation = 0
+        self._next_look = 0.0  # trio time
         self._ended: OrderedDict[str, float] = OrderedDict()
         self._suspended = Suspended(config.limits)
 
@@ -264,9 +265,12 @@ class Broker:
         """Once a second: heartbeats and ends of calls, ends of grace periods, expired tokens, idle workspaces."""
         now, wall = self.now(), self._clock()
         self.server.sweep(now)
+        if now >= self._next_look:
+            # Not before a provider would be cut that is silent itself: its callers must still be told.
+            self._next_look = now + 2 * self.limits.busy_silence_seconds
+            for session in self.registry.sessions():
+                forget_silent(session)
         for session in list(self.registry.sessions()):
-            # Later than a provider would be cut that is silent itself: its callers must still be told.
-            forget_silent(session, now - 2 * self.limits.busy_silence_seconds)
             expires = session.principal.expires_at
             if expires is not None and expires < wall:
                 session.transport.close(1008, "the token has expired")

@@ -6,9 +6,7 @@ of it for a long time. All of it is plain dictionary work, under a microsecond o
 
 from __future__ import annotations
 
-import trio
-
-from hypha.broker.session import InFlight, PeerSession, Session
+from hypha.broker.session import PeerSession, Session
 from hypha.wire.address import Address
 from hypha.wire.frame import Frame
 
@@ -27,7 +25,7 @@ def begin_call(caller: Session, session_id: str, target: Session, to: Address) -
         end_call(caller, next(iter(caller.outbound)))
     end_call(caller, session_id)
     caller.outbound[session_id] = target
-    target.inbound[caller, session_id] = InFlight(to, trio.current_time())
+    target.inbound[caller, session_id] = to
 
 
 def end_call(caller: Session, session_id: str) -> None:
@@ -35,28 +33,34 @@ def end_call(caller: Session, session_id: str) -> None:
     target = caller.outbound.pop(session_id, None)
     if target is not None:
         target.inbound.pop((caller, session_id), None)
+        target.unheard.discard((caller, session_id))
 
 
 def settle(sender: Session, caller: Session, message: Frame) -> None:
     """Strike out the call of *caller* that *message* from *sender* answers; a heartbeat or a callback keeps it."""
-    session_id, _, name = (message.method or "").rpartition(".")
+    method = message.method
+    if method is None or method.startswith("services."):
+        return
+    session_id, _, name = method.rpartition(".")
     if caller.outbound.get(session_id) is not sender:
         return
     if name in {"resolve", "reject"}:
         end_call(caller, session_id)
     else:
-        sender.inbound[caller, session_id].heard = trio.current_time()
+        sender.unheard.discard((caller, session_id))
 
 
-def forget_silent(session: Session, since: float) -> None:
-    """Strike out the calls of other peers to *session* of which there was no sign since that trio time.
+def forget_silent(session: Session) -> None:
+    """Strike out the calls of other peers to *session* of which there was no sign since this was asked last.
 
     A caller that ran out of patience says nothing, and a function that is stopped for that reason never answers. The
     server's own calls are not touched: each has a deadline, and whoever waits for it strikes it out.
     """
-    for (caller, session_id), call in list(session.inbound.items()):
-        if call.heard < since and isinstance(caller, PeerSession):
-            end_call(caller, session_id)
+    for caller, session_id in list(session.unheard):
+        end_call(caller, session_id)
+    session.unheard = {
+        (caller, session_id) for caller, session_id in session.inbound if isinstance(caller, PeerSession)
+    }
 
 
 def end_session(session: Session) -> None:
@@ -64,10 +68,10 @@ def end_session(session: Session) -> None:
     session.open = False
     for session_id in list(session.outbound):
         end_call(session, session_id)
-    for (caller, session_id), call in list(session.inbound.items()):
+    for (caller, session_id), address in list(session.inbound.items()):
         end_call(caller, session_id)
         if caller.open:
-            caller.peer_gone(session_id, call.to)
+            caller.peer_gone(session_id, address)
     for other in session.known_by:
         other.forget(session)
     session.known_by.clear()

@@ -44,14 +44,6 @@ class Service:
         return f"{self.workspace}/{self.client}:{self.id}"
 
 
-@dataclass(slots=True, eq=False)
-class InFlight:
-    """A call that a peer works on: the address at which it was asked, and the trio time of its last sign of life."""
-
-    to: Address
-    heard: float
-
-
 class Session(ABC):
     """One peer of the router.
 
@@ -74,8 +66,10 @@ class Session(ABC):
         self.subscriptions: set[str] = set()
         #: Calls of this peer that wait for an answer: session id -> who was asked (``decisions.md`` 15).
         self.outbound: dict[str, Session] = {}
-        #: Calls that this peer works on, by caller and session id.
-        self.inbound: dict[tuple[Session, str], InFlight] = {}
+        #: Calls that this peer works on: (caller, session id) -> the address at which it was asked.
+        self.inbound: dict[tuple[Session, str], Address] = {}
+        #: Those of them of which there was no sign since the sweeper looked last.
+        self.unheard: set[tuple[Session, str]] = set()
         #: Sessions of other workspaces that had a permitted frame delivered here, oldest first (``decisions.md`` 16).
         self.correspondents: dict[Session, None] = {}
         #: Looks at the messages in parts from this peer, by target (``decisions.md`` 14).
