@@ -35,7 +35,7 @@ from hypha.errors import (
     internal_error,
 )
 from hypha.wire import calls, values
-from hypha.wire.address import LEGACY_SERVER_CLIENT, Address
+from hypha.wire.address import LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address
 from hypha.wire.calls import CallBody, CallTable, Promise
 from hypha.wire.chunks import CACHE_PREFIX, slices
 from hypha.wire.dialect import MODERN
@@ -159,13 +159,13 @@ class ServerSession(Session):
             return False, values.error(internal_error(exc).remote_text())
 
     async def _call_function(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> Any:
+        home = sender.address.workspace if to.client != LEGACY_SERVER_CLIENT else to.workspace
+        workspace = self._registry.workspaces.get(home)
+        if workspace is None or not _is_visible(workspace, sender):
+            raise PermissionDenied(f"Permission denied for workspace {home}.")
         function = self.functions.get(path)
         if function is None:
             raise NotFound(f"Method not found: {to}:{path[:200]}")
-        home = sender.address.workspace if to.client != LEGACY_SERVER_CLIENT else to.workspace
-        workspace = self._registry.workspaces.get(home)
-        if workspace is None:
-            raise PermissionDenied(f"Permission denied for workspace {home}.")
         if function.needs is not None and not may(sender.principal, function.needs, workspace).allowed:
             raise PermissionDenied(f"Permission denied for workspace {home}.")
         call = ServerCall(sender, to, workspace, sender.principal)
@@ -299,6 +299,12 @@ class ServerSession(Session):
         target.outbox.flush()
 
 
+def _is_visible(workspace: Workspace, sender: PeerSession) -> bool:
+    """A workspace of others answers those who may see it; to the rest it is as if it were not there."""
+    known = {sender.address.workspace, PUBLIC_WORKSPACE}
+    return workspace.name in known or may(sender.principal, Action.READ, workspace).allowed
+
+
 def _answer(to: str, promise: Promise, session_id: str, succeeded: bool, value: Any) -> calls.Message:
     try:
         return calls.answer(to, promise.resolve if succeeded else promise.reject, session_id, value)
@@ -325,8 +331,6 @@ def chunk_functions(server: ServerSession) -> dict[str, Function]:
     """The five functions of the server's message cache (``protocol.md`` 2.7)."""
 
     async def create(call: ServerCall, key: str, heartbeat: bool = False, overwrite: bool = False) -> None:
-        if len(call.sender.chunks.messages) >= server.limits.chunked_messages_per_peer:
-            raise LimitExceeded(f"chunked_messages_per_peer = {server.limits.chunked_messages_per_peer} reached")
         call.sender.chunks.create(_text(key), overwrite=bool(overwrite))
         server.keep_alive(call, key, heartbeat)
 

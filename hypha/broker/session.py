@@ -143,7 +143,7 @@ class PeerSession(Session):
         #: Survives reconnections, ends with a clean close: what reconnection tokens are bound to.
         self.identity = identity
         self.outbox = Outbox(transport, limits.outbox_bytes, limits.outbox_reserve_bytes, dirty)
-        self.chunks = ChunkStore(limits.chunked_bytes_per_peer)
+        self.chunks = ChunkStore(limits.chunked_bytes_per_peer, limits.chunked_messages_per_peer)
         #: Calls of the server's own services that run for this peer now.
         self.server_calls = 0
         #: Messages of this peer that could not be read and were dropped.

@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypha.errors import InvalidArgument, NotFound, PermissionDenied, ProtocolViolation, TooLarge
+from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDenied, ProtocolViolation, TooLarge
 from hypha.wire.body import BodyScan
 from hypha.wire.calls import parse_call, unpack_body
 from hypha.wire.frame import Buffer, Frame, HeaderBounds, packer, parse_frame
+
+#: The longest key in characters. Session ids serve as keys and are far shorter.
+MAX_KEY = 1024
+_PART_ROOM = 128  # bytes
 
 #: Method prefix of the chunk functions in every peer's built-in service.
 CACHE_PREFIX = "services.built-in.message_cache."
@@ -46,8 +50,9 @@ def parse_chunk_call(operation: str, frame: Frame) -> dict[str, Any]:
         # A JavaScript receiver would take the positional value, a Python one neither.
         raise ProtocolViolation(f"message_cache.{operation} got an argument twice")
     given.update(body.kwargs)
-    if not isinstance(given.get("key"), str):
-        raise ProtocolViolation(f"message_cache.{operation} needs a key")
+    key = given.get("key")
+    if not isinstance(key, str) or len(key) > MAX_KEY:
+        raise ProtocolViolation(f"message_cache.{operation} needs a key of at most {MAX_KEY} characters")
     if operation in {"append", "set"} and not isinstance(given.get("data"), bytes):
         raise ProtocolViolation(f"message_cache.{operation} needs bytes")
     if operation == "set" and type(given.get("index")) is not int:
@@ -170,18 +175,30 @@ def _permitted(message: Frame, permits: Callable[[Frame], bool]) -> Frame:
 
 @dataclass(slots=True)
 class ChunkStore:
-    """A receiver's cache of messages that arrive in parts from one sender; at most *limit* bytes in all."""
+    """A receiver's cache of messages that arrive in parts from one sender.
+
+    At most *limit* bytes and *count* messages. A part is charged for the room that it takes beside its bytes, so that
+    empty ones are not free.
+    """
 
     limit: int
+    count: int
     messages: dict[str, dict[int, bytes]] = field(default_factory=dict)
     size: int = 0
 
     def create(self, key: str, *, overwrite: bool = False) -> None:
-        """Begin a message. Raises :class:`InvalidArgument` for a key in use unless *overwrite*."""
+        """Begin a message.
+
+        Raises :class:`InvalidArgument` for a key in use unless *overwrite*, and :class:`LimitExceeded`.
+        """
+        if len(key) > MAX_KEY:
+            raise InvalidArgument(f"the key of a message in parts is longer than {MAX_KEY} characters")
         if key in self.messages:
             if not overwrite:
                 raise InvalidArgument(f"Message with the same key ({key[:64]}) already exists")
             self.remove(key)
+        if len(self.messages) >= self.count:
+            raise LimitExceeded(f"chunked_messages_per_peer = {self.count} messages are open; finish or remove one")
         self.messages[key] = {}
 
     def append(self, key: str, data: bytes) -> None:
@@ -191,7 +208,8 @@ class ChunkStore:
     def set(self, key: str, index: int, data: bytes) -> None:
         """Put part *index*. Raises :class:`TooLarge` when the sender's parts would exceed the limit."""
         parts = self._parts(key)
-        size = self.size + len(data) - len(parts.get(index, b""))
+        before = parts.get(index)
+        size = self.size + _charge(data) - (0 if before is None else _charge(before))
         if size > self.limit:
             self.remove(key)
             raise TooLarge(f"message in parts is larger than chunked_bytes_per_peer = {self.limit} bytes")
@@ -211,10 +229,14 @@ class ChunkStore:
         """Drop a message. Raises :class:`NotFound` when there is none."""
         parts = self._parts(key)
         del self.messages[key]
-        self.size -= sum(map(len, parts.values()))
+        self.size -= sum(map(_charge, parts.values()))
 
     def _parts(self, key: str) -> dict[int, bytes]:
         try:
             return self.messages[key]
         except KeyError:
             raise NotFound(f"Message with key {key[:64]} does not exists.") from None
+
+
+def _charge(part: bytes) -> int:
+    return len(part) + _PART_ROOM

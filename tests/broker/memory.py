@@ -5,6 +5,7 @@ What a client has been written is kept as bytes; :meth:`MemoryTransport.messages
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class MemoryTransport:
         self.tasks: list[partial[Coroutine[Any, Any, None]]] = []
         self._writers: list[Coroutine[Any, Any, None]] = []
         self._room = trio.Event()
+        self.arrived = trio.Event()
 
     def frame(self, size: int) -> bytes:
         return struct.pack(">I", size)
@@ -67,6 +69,7 @@ class MemoryTransport:
     def _accept(self, data: bytes) -> int:
         count = len(data) if self.takes is None else min(self.takes, len(data))
         self.written += data[:count]
+        self.arrived.set()
         if self.takes is not None:
             self.takes -= count
         return count
@@ -151,6 +154,13 @@ def pack_message(header: dict[str, Any], body: object = None) -> bytes:
     return bytes(msgpack.packb(header) + (body if isinstance(body, bytes) else msgpack.packb(body)))
 
 
+class Rejected(Exception):
+    """A call was answered with an error; the text is the error's."""
+
+
+_numbers = itertools.count()
+
+
 @dataclass(eq=False)
 class Peer:
     """A connected client: what it sends and what it has received."""
@@ -159,6 +169,8 @@ class Peer:
     session: PeerSession
     transport: MemoryTransport
     seen: int = 0
+    #: Messages that came while this peer waited for another one.
+    inbox: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -183,6 +195,48 @@ class Peer:
         session = message["session"]
         header = {"type": "method", "to": message["from"], "method": f"{session}.{name}", "parent": session}
         return self.send(header, {"args": [value]})
+
+    async def ask(self, method: str, *args: Any, to: str = "workspace-manager", **kwargs: Any) -> Any:
+        """Call a function, by default one of the server's, and return its value. Raises :class:`Rejected`."""
+        session = f"ask-{next(_numbers)}"
+        path = method if method.startswith("services.") else f"services.default.{method}"
+        assert self.call(to, path, *args, session=session, **kwargs) is None
+        message = await self.message_for(session)
+        if message["method"] == f"{session}.reject":
+            raise Rejected(message["args"][0]["_rvalue"])
+        assert message["method"] == f"{session}.resolve"
+        (value,) = message["args"]
+        return value
+
+    async def message_for(self, session: str) -> dict[str, Any]:
+        """The next message to *session*, heartbeats left out."""
+        while True:
+            message = await self.next_message(lambda message: message.get("method", "").startswith(f"{session}."))
+            if not message["method"].endswith(".heartbeat"):
+                return message
+
+    async def next_message(self, wanted: Callable[[dict[str, Any]], bool] = lambda message: True) -> dict[str, Any]:
+        """The next message that is *wanted*; others wait in the inbox."""
+        while True:
+            if self.transport.arrived.is_set():
+                self.transport.arrived = trio.Event()
+            arrived = self.transport.arrived
+            self.inbox += self.received()
+            for message in self.inbox:
+                if wanted(message):
+                    self.inbox.remove(message)
+                    return message
+            await arrived.wait()
+
+    async def serve(self, answer: Callable[[dict[str, Any]], Any]) -> None:
+        """Answer every call that comes with what *answer* returns for it; an exception becomes an error."""
+        while True:
+            message = await self.next_message(lambda message: "session" in message)
+            try:
+                value, name = answer(message), "resolve"
+            except Exception as exc:  # noqa: BLE001  what a provider's function raises goes to its caller
+                value, name = {"_rtype": "error", "_rvalue": str(exc)}, "reject"
+            self.answer(message, value, name)
 
     def received(self) -> list[dict[str, Any]]:
         """The messages that came since the last look."""
