@@ -7,6 +7,7 @@ endpoint asks :func:`hypha.broker.access.may` before it runs.
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,8 @@ class WorkspaceService:
 
     async def log(self, call: ServerCall, message: Any) -> None:
         """A line for the server's log."""
-        logger.info("%s says %r", call.sender.name, str(message)[:1000])
+        text = message[:1000] if isinstance(message, str) else reprlib.repr(message)
+        logger.info("%s says %r", call.sender.name, text)
 
     async def get_connection_info(self, call: ServerCall) -> dict[str, Any]:
         """Who and where the caller is, with the token to come back as the same client (``protocol.md`` 1.6)."""
@@ -307,8 +309,12 @@ class WorkspaceService:
         if name == "*":
             own = list(call.workspace.services())
             return own + [item for item in self._registry.public_services() if item.workspace != call.workspace.name]
-        workspace = self._registry.workspaces.get(name) if isinstance(name, str) else None
+        workspace = self._named(name)
         return workspace.services() if workspace is not None else ()
+
+    def _named(self, name: object) -> Workspace | None:
+        """The workspace of that name; None, too, for what is no name."""
+        return self._registry.workspaces.get(name) if isinstance(name, str) else None
 
     def _listable(self, call: ServerCall, services: Iterable[Service]) -> list[Service]:
         return self._registry.listable_by(call.principal, call.workspace.name, services)
@@ -327,7 +333,7 @@ class WorkspaceService:
             email=_own_email(call.principal, config.get("email")),
             parent=call.principal.parent or call.principal.id,
             grants=grants,
-            home=config.get("workspace") if config.get("workspace") in grants else None,
+            home=next((name for name in grants if name == config.get("workspace")), None),
         )
         life = self._broker.token_life(call.principal, config.get("expires_in"))
         return legacy_form(principal.id, self._broker.tokens.issue(principal, expires_in=life))
@@ -360,7 +366,7 @@ class WorkspaceService:
         if config.get("persistent") and call.principal.is_anonymous:
             raise PermissionDenied("Only registered user can create persistent workspace.")
         settings = _workspace_settings({key: value for key, value in config.items() if key not in {"name", "id"}})
-        existing = self._registry.workspaces.get(name) if isinstance(name, str) else None
+        existing = self._named(name)
         if existing is None:
             self._require_room(call.principal)
             existing = self._registry.create_workspace(name, persistent=bool(config.get("persistent")))
@@ -384,7 +390,7 @@ class WorkspaceService:
         """The WorkspaceInfo of the workspace, or of another that the caller may see."""
         if workspace is None or workspace == call.workspace.name:
             return call.workspace.describe()
-        other = self._registry.workspaces.get(workspace)
+        other = self._named(workspace)
         if other is None or level_in(call.principal, other) is Level.NONE:
             raise PermissionDenied(f"Permission denied for workspace {workspace}.")
         return other.describe()
@@ -495,7 +501,7 @@ def _workspace_settings(config: dict[str, Any]) -> dict[str, Any]:
             raise InvalidKey(f"Invalid key: {str(key)[:100]}")
         if key in _LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
             raise InvalidArgument(f"{key} must be a list of texts")
-    if settings.get("visibility", "protected") not in {"public", "protected"}:
+    if settings.get("visibility", "protected") not in ("public", "protected"):
         raise InvalidArgument("visibility of a workspace must be public or protected")
     if not isinstance(settings.get("description", ""), str):
         raise InvalidArgument("description must be text")

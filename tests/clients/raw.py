@@ -38,7 +38,10 @@ def refused(words: str) -> Iterator[None]:
 
 
 class RawPeer:
-    """A legacy connection in the hands of a test. *received* holds every message that came, decoded, in order."""
+    """A legacy connection in the hands of a test. *received* holds every message that came, decoded, in order.
+
+    It refuses the calls that reach it, or never answers them when it is *silent*.
+    """
 
     def __init__(self, websocket: WebSocketConnection, client: str) -> None:
         self.websocket = websocket
@@ -46,6 +49,7 @@ class RawPeer:
         self.workspace = ""
         self.received: list[dict[str, Any]] = []
         self.texts: list[str] = []
+        self.silent = False
         self._news = trio.Event()
 
     @property
@@ -123,9 +127,16 @@ class RawPeer:
                     self.texts.append(message)
                 else:
                     self.received.append(decode(message))
+                    await self._refuse_call(self.received[-1])
                 self._tell()
         except ConnectionClosed:
             self._tell()
+
+    async def _refuse_call(self, message: dict[str, Any]) -> None:
+        """Nobody waits for a service of this peer in vain, unless the test wants it so."""
+        if not self.silent and "session" in message:
+            error = {"_rtype": "error", "_rvalue": "this peer offers nothing"}
+            await self.send(header(message["from"], f"{message['session']}.reject"), {"args": [error]})
 
     def _tell(self) -> None:
         news, self._news = self._news, trio.Event()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.clients import raw
 from tests.clients.conftest import RunClient, StartClient, StartServer
-from tests.clients.raw import RawPeer, header, refused
+from tests.clients.raw import RawPeer, Refused, header, refused
 from tests.clients.scripted import SCRIPTS, passes
 from tests.house.environments import GENERATIONS
 from tests.house.processes import Server
@@ -277,3 +277,175 @@ async def test_an_answer_that_its_receiver_cannot_read_fails_the_call(run_client
     """A provider that answers with what its caller cannot take: the caller hears it, and goes on."""
     for generation in GENERATIONS:
         await passes(run_client, generation, "unreadable.py", server.url)
+
+
+# --- garbage ----------------------------------------------------------------------------------------------------
+
+MANAGER = "workspace-manager"
+ECHO = "services.default.echo"
+
+
+def nested(depth: int, *, maps: bool = False) -> bytes:
+    """msgpack of lists or maps, one in another."""
+    return (b"\x81\xa1a" if maps else b"\x91") * depth + b"\xc0"
+
+
+MALFORMED = {
+    "empty": b"",
+    "nil": packed(None),
+    "number": packed(5),
+    "text": packed("text"),
+    "list": packed([1, 2]),
+    "reserved byte": b"\xc1",
+    "cut": packed({"to": "x", "type": "method"})[:-3],
+    "no end": b"\xdf\xff\xff\xff\xff",
+    "huge text": b"\xdb\xff\xff\xff\xff" + b"x" * 100,
+    "extension": packed(msgpack.ExtType(5, b"x" * 100)),
+    "not UTF-8": b"\x82\xa2to\xa2\xff\xff\xa4type\xa6method",
+    "number as key": b"\x82\x05\x05\xa2to\xa1x",
+    "nothing in it": packed({}),
+    "no target": packed({"type": "method", "method": ECHO}),
+    "no type": packed({"to": MANAGER, "method": ECHO}),
+    "no method": packed({"to": MANAGER, "type": "method"}),
+    "empty target": packed({"to": "", "type": "method", "method": ECHO}),
+    "target of a wrong type": packed({"to": 5, "type": "method", "method": ECHO}),
+    "type of a wrong type": packed({"to": MANAGER, "type": [], "method": ECHO}),
+    "method of a wrong type": packed({"to": MANAGER, "type": "method", "method": {}}),
+    "session of a wrong type": packed({"to": MANAGER, "type": "method", "method": ECHO, "session": 5}),
+    "too many fields": packed({"to": MANAGER, "type": "method", "method": ECHO, **{str(n): n for n in range(100)}}),
+    "nested header": b"\x82\xa2to\xa1x\xa1a" + nested(500),
+    "very nested header": b"\x82\xa2to\xa1x\xa1a" + nested(100_000),
+    "large header": packed({"to": MANAGER, "type": "method", "method": ECHO, "more": "x" * 100_000}),
+}
+
+
+async def test_malformed_messages_are_dropped(neighbours: None, server: Server) -> None:
+    async with raw.connected(server.url) as peer:
+        for name, message in MALFORMED.items():
+            for again in (message, message + packed({"args": []})):
+                await peer.websocket.send_message(again)
+            assert await peer.call(MANAGER, ECHO, name) == name
+
+
+async def test_messages_of_unknown_types_hurt_nobody(neighbours: None, keeper: str, server: Server) -> None:
+    workspace = keeper.partition("/")[0]
+    async with raw.connected(server.url) as peer:
+        for kind in ("", "x" * 10_000, "force-exit", "peer_not_found", "disconnect", "service-updated", "error"):
+            for to in (keeper, MANAGER, "*", f"{workspace}/*", f"{workspace}/{MANAGER}", "*/x", peer.name):
+                await peer.send({"type": kind, "to": to, "session": "s", "data": {"id": "keeper"}}, {"args": [1]})
+        assert await peer.call(MANAGER, ECHO, "x") == "x"
+
+
+@pytest.mark.parametrize(
+    "to",
+    ["nobody", "nowhere/nobody", "{ws}/nobody", "*/nobody", "{ws}/*", "a/b/c", "/", "x/", "/x", "*", "\n", "x" * 5000],
+)
+async def test_calls_to_nobody_fail_at_once(to: str, server: Server) -> None:
+    async with raw.connected(server.url) as peer:
+        with refused(""):
+            await peer.call(to.format(ws=peer.workspace), "services.x.y")
+        await peer.send(header(to, "x.resolve"), {"args": [1]})  # nobody waits for an answer to this
+        assert await peer.call(MANAGER, ECHO, "x") == "x"
+        assert sum(message["method"].endswith(".reject") for message in peer.received) == 1
+
+
+# --- calls of the server's own functions ------------------------------------------------------------------------
+
+STRANGE: list[list[Any]] = [
+    [],
+    [None],
+    [5],
+    [-(2**63)],
+    [float("nan")],
+    [""],
+    ["x" * 100_000],
+    ["\x00/../:*"],
+    [b"bytes"],
+    [[]],
+    [[[[]]]],
+    [{}],
+    [{"id": 5, "services": 5, "name": 5, "config": 5, "workspace": 5, "scopes": 5, "expires_in": "x", "client_id": []}],
+    [{"id": "x", "services": [5], "name": "", "scopes": [5], "expires_in": -1, "workspace": "x", "owners": "x"}],
+    [{"id": {}, "name": {}, "email": "x@y", "scopes": ["*"], "permission": [], "visibility": []}],
+    [{"visibility": []}],
+    [{"workspace": {}, "scopes": None}],
+    [{"permission": "x", "description": 5, "persistent": []}],
+    [{"_rtype": "method", "_rtarget": 5, "_rmethod": 5}],
+    [{"_rtype": {}}, {"_rtype": "ndarray", "_rvalue": 5}],
+    [{"a": 1}, {"a": 1}, {"a": 1}, {"a": 1}, {"a": 1}],
+    [True, False],
+]
+
+
+async def test_strange_arguments_are_answered_in_one_line(neighbours: None, server: Server) -> None:
+    async with raw.connected(server.url) as peer:
+        functions = await peer.call(MANAGER, "services.built-in.get_service", "default")
+        paths = sorted(value["_rmethod"] for value in functions.values() if "_rmethod" in value)
+        assert len(paths) > 15
+        for path in (*paths, "services.built-in.ping", "services.built-in.get_service"):
+            for args in STRANGE:
+                with suppress(Refused):
+                    await peer.call(MANAGER, path, *args)
+            with refused("argument"):
+                await peer.call(MANAGER, path, **{"no such argument": 1})
+        assert await peer.call(MANAGER, ECHO, "x") == "x"
+
+
+@pytest.mark.parametrize("maps", [False, True], ids=["lists", "maps"])
+@pytest.mark.parametrize("depth", [100, 300, 600, 1000, 5000, 100_000])
+async def test_deep_nesting_ends_in_an_answer(depth: int, maps: bool, neighbours: None, server: Server) -> None:
+    async with raw.connected(server.url) as peer:
+        functions = ["echo", "get_service", "list_services", "register_service", "update_client_info", "generate_token"]
+        for number, name in enumerate([*functions, "create_workspace", "set", "log"]):
+            message = packed({**header(MANAGER, f"services.default.{name}", f"d{number}")})
+            extra = packed(peer.body(f"d{number}", ["AAAA"])).replace(b"\xa4AAAA", nested(depth, maps=maps))
+            await peer.websocket.send_message(message + extra)
+            with suppress(Refused):
+                await peer.answer(f"d{number}")
+        await peer.call(MANAGER, "services.default.list_services")
+        assert await peer.call(MANAGER, ECHO, "x") == "x"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "services.default.__class__",
+        "services.default.echo.__call__",
+        "services.__init__",
+        "services.default",
+        "services..",
+        "services.default.echo.x",
+        "services.default.0",
+        "services.built_in_with_api_version",
+        "built_in_with_api_version",
+        "__class__.x",
+        "x",
+    ],
+)
+async def test_only_registered_paths_are_functions(method: str, server: Server) -> None:
+    async with raw.connected(server.url) as peer:
+        with refused("KeyError: Method not found"):
+            await peer.call(MANAGER, method)
+
+
+async def test_two_hundred_calls_that_wait(neighbours: None, server: Server) -> None:
+    """A provider that never answers its look-ups: its callers are limited, and fail when it leaves."""
+    async with raw.connected(server.url) as caller:
+        token = await caller.call(MANAGER, "services.default.generate_token")
+        async with raw.connected(server.url, workspace=caller.workspace, token=token) as silent:
+            silent.silent = True
+            services = [{"id": f"{silent.client}:silent", "type": "x", "name": "x", "config": {}}]
+            await silent.call(
+                MANAGER, "services.default.update_client_info", {"id": silent.client, "services": services}
+            )
+            for number in range(200):
+                await caller.send(
+                    header(MANAGER, "services.default.get_service", f"w{number}"), caller.body(f"w{number}", ["silent"])
+                )
+            for number in range(100, 200):
+                with refused("server_calls_per_peer = 100"):
+                    await caller.answer(f"w{number}")
+        for number in range(100):
+            with refused(f"{silent.name} is not connected"):
+                await caller.answer(f"w{number}")
+        assert await caller.call(MANAGER, ECHO, "x") == "x"
