@@ -6,6 +6,7 @@ It shares no code with the server: messages are written and read with msgpack al
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -172,3 +173,27 @@ async def connected(url: str, **parameters: str) -> AsyncIterator[RawPeer]:
         yield peer
         assert peer.texts == []
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def upgraded(url: str) -> AsyncIterator[trio.SocketStream]:
+    """A stream behind the websocket handshake, for bytes that no library would write."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    stream = await trio.open_tcp_stream(host, int(port))
+    async with stream:
+        request = f"GET /ws?client_id=bytes-{next(_NUMBERS)} HTTP/1.1\r\nHost: {host}\r\n"
+        upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        await stream.send_all(f"{request}{upgrade}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += await stream.receive_some(1)
+        assert answer.startswith(b"HTTP/1.1 101 "), answer
+        yield stream
+
+
+def masked(opcode: int, data: bytes, *, final: bool = True, reserved: int = 0) -> bytes:
+    """One websocket frame as clients write it (RFC 6455 section 5.2), with a mask of zeros."""
+    size = len(data)
+    length = bytes((size,)) if size < 126 else b"\x7e" + struct.pack(">H", size) if size < 65536 else b""
+    length = length or b"\x7f" + struct.pack(">Q", size)
+    return bytes((0x80 * final | reserved | opcode, 0x80 | length[0])) + length[1:] + bytes(4) + data

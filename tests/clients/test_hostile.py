@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import Any
 
 import msgpack
 import pytest
+import trio
 
 from tests.clients import raw
 from tests.clients.conftest import RunClient, StartClient, StartServer
-from tests.clients.raw import RawPeer, Refused, header, refused
+from tests.clients.raw import RawPeer, Refused, header, masked, refused
 from tests.clients.scripted import SCRIPTS, passes
 from tests.house.environments import GENERATIONS
 from tests.house.processes import Server
 
 #: Milliseconds that no call of a neighbour may take, whatever happens; alone it takes about 5.
-NEIGHBOURS_PATIENCE = 2000
+NEIGHBOURS_PATIENCE = 1000
 
 
 def worker_of(server: Server) -> int:
@@ -347,6 +349,53 @@ async def test_calls_to_nobody_fail_at_once(to: str, server: Server) -> None:
         await peer.send(header(to, "x.resolve"), {"args": [1]})  # nobody waits for an answer to this
         assert await peer.call(MANAGER, ECHO, "x") == "x"
         assert sum(message["method"].endswith(".reject") for message in peer.received) == 1
+
+
+# --- websocket frames (RFC 6455) --------------------------------------------------------------------------------
+
+#: What breaks the websocket protocol -> the close code that answers it.
+BROKEN = {
+    "no mask": (b"\x82\x03abc", 1002),
+    "reserved bit": (masked(2, b"abc", reserved=0x40), 1002),
+    "reserved opcode": (masked(3, b"abc"), 1002),
+    "long ping": (masked(9, b"x" * 126), 1002),
+    "ping in two": (masked(9, b"x", final=False), 1002),
+    "continuation of nothing": (masked(0, b"x"), 1002),
+    "message inside a message": (masked(2, b"x", final=False) + masked(2, b"x"), 1002),
+    "text": (masked(1, b"{}"), 1003),
+    "text that is not UTF-8": (masked(1, b"\xff\xff"), 1007),
+    "close code that nobody may send": (masked(8, struct.pack(">H", 1005)), 1002),
+    "close of one byte": (masked(8, b"x"), 1002),
+    "too large": (masked(2, b"x" * (17 * 2**20)), 1009),
+    "too large in parts": (masked(2, b"x" * 2**20, final=False) + masked(0, b"x" * 2**20, final=False) * 16, 1009),
+    "announced as endless": (b"\x82\xff\x7f" + b"\xff" * 7 + bytes(4), 1009),
+}
+
+
+async def test_broken_frames_end_their_own_connection(neighbours: None, server: Server) -> None:
+    for name, (data, code) in BROKEN.items():
+        async with raw.upgraded(server.url) as stream:
+            with trio.fail_after(raw.PATIENCE), suppress(trio.BrokenResourceError):
+                await stream.send_all(data)
+                await stream.send_eof()
+            with trio.fail_after(raw.PATIENCE):
+                answer = b"".join([chunk async for chunk in stream])
+            assert answer[:1] == b"\x88", name
+            assert struct.unpack(">H", answer[2:4]) == (code,), name
+
+
+async def test_frames_of_a_byte_each_are_a_message(neighbours: None, server: Server) -> None:
+    message = packed(header(MANAGER, ECHO, "s"), {"args": ["in pieces"], "promise": "*"})
+    async with raw.upgraded(server.url) as stream:
+        await stream.send_all(masked(2, b"", final=False))
+        for byte in message:
+            await stream.send_all(masked(0, bytes((byte,)), final=False) + masked(9, b"ping"))
+        await stream.send_all(masked(0, b""))
+        answer = b""
+        with trio.fail_after(raw.PATIENCE):
+            while b"in pieces" not in answer:
+                answer += await stream.receive_some()
+        assert b"\x8a\x04ping" in answer  # one pong may answer several pings (RFC 6455 section 5.5.3)
 
 
 # --- calls of the server's own functions ------------------------------------------------------------------------
