@@ -75,7 +75,6 @@ def end_session(session: Session) -> None:
     for other in session.known_by:
         other.forget(session)
     session.known_by.clear()
-    for other in (*session.correspondents, *session.chunk_peeks):
+    for other in session.keeps():
         other.known_by.discard(session)
-    session.correspondents.clear()
-    session.chunk_peeks.clear()
+        session.forget(other)

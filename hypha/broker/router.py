@@ -17,7 +17,7 @@ from hypha.errors import HyphaError, LimitExceeded, PermissionDenied, ProtocolVi
 from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address, parse_target
 from hypha.wire.body import check_body
 from hypha.wire.calls import rejection
-from hypha.wire.chunks import CACHE_PREFIX, by_position
+from hypha.wire.chunks import CACHE_PREFIX, by_position, overwriting
 from hypha.wire.frame import Fields, Frame, encode_header
 
 if TYPE_CHECKING:
@@ -82,6 +82,12 @@ class Router:
         if substitute is not None:
             self._server.redirected(sender, frame, target, substitute)
             return None
+        try:
+            check_body(frame.body)
+            self._make_receivable(sender, target, frame)
+        except HyphaError as exc:
+            self._refuse_unreadable(sender, target, frame, to, exc)
+            return None
         header = encode_header(frame.fields, target.wire_to, sender.stamp)
         size = len(header) + len(frame.body)
         if size > target.frame_limit:
@@ -93,11 +99,6 @@ class Router:
         return None
 
     def _pass_on(self, sender: PeerSession, target: PeerSession, header: bytes, frame: Frame, to: Address) -> None:
-        try:
-            check_body(frame.body)
-        except ProtocolViolation as exc:
-            self._refuse_unreadable(sender, target, frame, to, exc)
-            return
         try:
             message = self._message(sender, target, frame)
         except PermissionDenied:
@@ -113,16 +114,24 @@ class Router:
         if sender.address.workspace != target.address.workspace:
             target.heard_from(sender)
 
+    def _make_receivable(self, sender: PeerSession, target: PeerSession, frame: Frame) -> None:
+        """Write a chunk call as its receiver must get it. Doing it twice changes nothing more."""
+        operation = _chunk_operation(frame)
+        if operation == "create":
+            frame.body = overwriting(frame, compact=target.dialect.compact_promise)
+        elif operation is not None and target.dialect.by_position and not sender.dialect.by_position:
+            frame.body = by_position(operation, frame)
+
     def _message(self, sender: PeerSession, target: PeerSession, frame: Frame) -> Frame:
         """The message that *frame* means: itself, or the one that it completes when it came in parts."""
-        method = frame.method
-        if method is None or not method.startswith(CACHE_PREFIX):
+        operation = _chunk_operation(frame)
+        if operation is None:
             return frame
-        operation = method[len(CACHE_PREFIX) :]
-        if target.dialect.by_position and not sender.dialect.by_position:
-            frame.body = by_position(operation, frame)
         permits = partial(self._permits, sender, target)
-        return sender.chunk_peek(target).pass_through(operation, frame, permits) or frame
+        compact = target.dialect.compact_promise
+        message = target.chunk_peek.pass_through(sender, operation, frame, permits, compact=compact)
+        sender.known_by.add(target)
+        return message or frame
 
     def _note(self, sender: PeerSession, target: PeerSession, message: Frame, to: Address) -> None:
         """Enter a call that passes, strike out one whose answer passes."""
@@ -200,6 +209,13 @@ class Router:
                     fits = size <= member.frame_limit
                     if not fits or not member.outbox.put(header, frame.body):
                         member.outbox.missed += 1
+
+
+def _chunk_operation(frame: Frame) -> str | None:
+    """Which function of a message cache is called, if it is one."""
+    if frame.method is None or not frame.method.startswith(CACHE_PREFIX):
+        return None
+    return frame.method[len(CACHE_PREFIX) :]
 
 
 def _oversize(size: int, target: PeerSession) -> LimitExceeded:

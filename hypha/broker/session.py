@@ -72,8 +72,8 @@ class Session(ABC):
         self.unheard: set[tuple[Session, str]] = set()
         #: Sessions of other workspaces that had a permitted frame delivered here, oldest first (``decisions.md`` 16).
         self.correspondents: dict[Session, None] = {}
-        #: Looks at the messages in parts from this peer, by target (``decisions.md`` 14).
-        self.chunk_peeks: dict[Session, ChunkPeek] = {}
+        #: The look at the messages in parts that are on their way here (``decisions.md`` 14).
+        self.chunk_peek = ChunkPeek(header_bounds(limits), limits.chunked_messages_per_peer)
         #: Sessions that keep something about this one, to be told when it ends.
         self.known_by: set[Session] = set()
         self.wire_to = Fields.encode({"to": self.name})
@@ -84,15 +84,6 @@ class Session(ABC):
     @abstractmethod
     def peer_gone(self, session_id: str, address: Address) -> None:
         """Learn that the call *session_id* at *address* will get no answer."""
-
-    def chunk_peek(self, target: Session) -> ChunkPeek:
-        """The look at messages in parts from this peer to *target*."""
-        peek = self.chunk_peeks.get(target)
-        if peek is None:
-            bounds = header_bounds(self.limits)
-            peek = self.chunk_peeks[target] = ChunkPeek(bounds, self.limits.chunked_messages_per_peer)
-            target.known_by.add(self)
-        return peek
 
     def heard_from(self, sender: Session) -> None:
         """Remember that a session of another workspace wrote to this one and may be answered."""
@@ -106,13 +97,18 @@ class Session(ABC):
     def _forget_oldest(self) -> None:
         oldest = next(iter(self.correspondents))
         del self.correspondents[oldest]
-        if oldest not in self.chunk_peeks:
+        if oldest not in self.chunk_peek.senders:
             oldest.known_by.discard(self)
+
+    def keeps(self) -> set[Session]:
+        """The sessions that this one keeps something about."""
+        senders = (sender for sender in self.chunk_peek.senders if isinstance(sender, Session))
+        return {*self.correspondents, *senders}
 
     def forget(self, other: Session) -> None:
         """Drop what is kept about a session that has ended."""
         self.correspondents.pop(other, None)
-        self.chunk_peeks.pop(other, None)
+        self.chunk_peek.forget(other)
 
 
 class PeerSession(Session):

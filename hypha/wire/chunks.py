@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDenied, ProtocolViolation, TooLarge
 from hypha.wire.body import BodyScan
-from hypha.wire.calls import parse_call, unpack_body
-from hypha.wire.frame import Buffer, Frame, HeaderBounds, packer, parse_frame
-
-#: The longest key in characters. Session ids serve as keys and are far shorter.
-MAX_KEY = 1024
-_PART_ROOM = 128  # bytes
+from hypha.wire.calls import encode_value, unpack_body
+from hypha.wire.frame import Buffer, Frame, HeaderBounds, parse_frame
 
 #: Method prefix of the chunk functions in every peer's built-in service.
 CACHE_PREFIX = "services.built-in.message_cache."
+#: The longest key in characters. Session ids serve as keys and are far shorter.
+MAX_KEY = 1024
+_PART_ROOM = 128  # bytes that a stored part is charged beside its own
+
+#: What clients write into a chunk call.
+_HEADER = frozenset({"type", "method", "session"})
+_BODY = frozenset({"args", "with_kwargs", "promise", "t"})
+_PROMISE = frozenset({"resolve", "reject", "heartbeat", "interval"})
 
 #: Parts that may wait for the ones before them, and their bytes; modern clients have 30 of 256 KiB on their way.
 _MAX_EARLY, _MAX_EARLY_BYTES = 64, 16 * 1024 * 1024
@@ -28,6 +32,14 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
     "process": ("key", "heartbeat"),
     "remove": ("key",),
 }
+_OPTIONAL = frozenset({"heartbeat", "overwrite"})
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "key": lambda value: isinstance(value, str) and len(value) <= MAX_KEY,
+    "data": lambda value: isinstance(value, bytes),
+    "index": lambda value: type(value) is int and value >= 0,
+    "heartbeat": lambda value: isinstance(value, bool),
+    "overwrite": lambda value: isinstance(value, bool),
+}
 
 
 def slices(package: bytes, size: int) -> Iterator[bytes]:
@@ -36,51 +48,102 @@ def slices(package: bytes, size: int) -> Iterator[bytes]:
         yield package[start : start + size]
 
 
-def parse_chunk_call(operation: str, frame: Frame) -> dict[str, Any]:
+def parse_chunk_call(operation: str, frame: Frame, *, compact: bool) -> dict[str, Any]:
     """The arguments of a chunk call by name, whether they came by position or by keyword.
 
-    Raises :class:`ProtocolViolation` for an operation, a key or data that no client sends.
+    Raises :class:`ProtocolViolation` for anything that no client sends: the receiver could refuse it for reasons that
+    nobody else sees, and what passes after it would be taken for something else than it is. *compact* says whether
+    the receiver knows the compact promise.
     """
+    if not frame.fields.keys() <= _HEADER:
+        raise ProtocolViolation(f"message_cache.{operation} has a header that no client writes")
+    extra = unpack_body(frame.body)
+    given = _arguments(operation, extra)
+    if not extra.keys() <= _BODY or not _is_promise(extra.get("promise"), frame.session, compact=compact):
+        raise ProtocolViolation(f"message_cache.{operation} has a body or a promise that no client writes")
+    return given
+
+
+def _arguments(operation: str, extra: dict[str, Any]) -> dict[str, Any]:
     names = _SIGNATURES.get(operation)
     if names is None:
         raise ProtocolViolation(f"message_cache has no function {operation!r}")
-    body = parse_call(frame.body, frame.session)
-    given = dict(zip(names, body.args, strict=False))
-    if given.keys() & body.kwargs.keys():
+    args: Any = extra.get("args")
+    kwargs: Any = {}
+    if isinstance(args, list) and extra.get("with_kwargs"):
+        kwargs = args[-1] if args else None
+        args = args[:-1]
+    if not isinstance(args, list) or not isinstance(kwargs, dict) or len(args) > len(names):
+        raise ProtocolViolation(f"message_cache.{operation} takes {', '.join(names)}")
+    given = dict(zip(names, args, strict=False))
+    if given.keys() & kwargs.keys():
         # A JavaScript receiver would take the positional value, a Python one neither.
         raise ProtocolViolation(f"message_cache.{operation} got an argument twice")
-    given.update(body.kwargs)
-    key = given.get("key")
-    if not isinstance(key, str) or len(key) > MAX_KEY:
-        raise ProtocolViolation(f"message_cache.{operation} needs a key of at most {MAX_KEY} characters")
-    if operation in {"append", "set"} and not isinstance(given.get("data"), bytes):
-        raise ProtocolViolation(f"message_cache.{operation} needs bytes")
-    if operation == "set" and type(given.get("index")) is not int:
-        raise ProtocolViolation("message_cache.set needs an index")
+    given |= kwargs
+    needed = [name for name in names if name not in _OPTIONAL]
+    if not given.keys() <= set(names) or not all(_FITS[name](given.get(name)) for name in {*needed, *given}):
+        raise ProtocolViolation(f"message_cache.{operation} got other arguments than clients give")
     return given
+
+
+def _is_promise(promise: Any, session: str | None, *, compact: bool) -> bool:
+    """Whether every receiver can make functions of *promise*."""
+    if promise == "*":
+        return compact and session is not None
+    if not isinstance(promise, dict) or not {"resolve", "reject"} <= promise.keys() <= _PROMISE:
+        return False
+    interval = promise.get("interval", 0)
+    return isinstance(interval, int | float) and all(
+        _is_reference(value) for name, value in promise.items() if name != "interval"
+    )
+
+
+def _is_reference(value: Any) -> bool:
+    if not isinstance(value, dict) or value.get("_rtype") != "method":
+        return False
+    named = isinstance(value.get("_rtarget"), str) and isinstance(value.get("_rmethod"), str)
+    return named and all(item is None or isinstance(item, str | bool) for item in value.values())
+
+
+def overwriting(frame: Frame, *, compact: bool) -> Buffer:
+    """The body of a ``create`` call by which it makes room at the receiver.
+
+    Receivers keep what a sender has left unfinished, and would take it for the beginning of this message. Raises as
+    :func:`parse_chunk_call` does.
+    """
+    given = parse_chunk_call("create", frame, compact=compact)
+    extra = unpack_body(frame.body)
+    extra.pop("with_kwargs", None)
+    extra["args"] = [given["key"], given.get("heartbeat", False), True]
+    return encode_value(extra)
 
 
 def by_position(operation: str, frame: Frame) -> Buffer:
     """The body of the chunk call *frame* with its keyword arguments in their places.
 
     imjoy-rpc 0.5.6 gives ``heartbeat`` by keyword. A JavaScript receiver would take the map of keywords for a true
-    ``heartbeat`` and refuse the message (``protocol.md`` 11.9). Raises as :func:`parse_chunk_call` does.
+    ``heartbeat`` and refuse the message (``protocol.md`` 11.9). Raises :class:`ProtocolViolation`.
     """
     extra = unpack_body(frame.body)
-    if not extra.pop("with_kwargs", False):
+    if not extra.get("with_kwargs"):
         return frame.body
-    given = parse_chunk_call(operation, frame)
+    given = _arguments(operation, extra)
+    del extra["with_kwargs"]
     names = _SIGNATURES[operation]
     count = 1 + max(index for index, name in enumerate(names) if name in given)
     extra["args"] = [given.get(name, False) for name in names[:count]]
-    body: bytes = packer.pack(extra)
-    return body
+    return encode_value(extra)
 
 
 @dataclass(slots=True)
 class _Passing:
-    """A message of which parts have passed: its header, and how far its body was followed."""
+    """A message of which parts have passed: its header, and how far its body was followed.
 
+    *heartbeat* is the same in all calls for a message: whether the receiver refuses them depends on it.
+    """
+
+    sender: Hashable
+    heartbeat: bool
     head: Frame | None = None
     body: BodyScan = field(default_factory=BodyScan)
     #: How the parts come, by "append" or by "set"; empty before the first.
@@ -114,7 +177,7 @@ class _Passing:
         if self.head.method is not None and self.head.method.startswith(CACHE_PREFIX):
             raise ProtocolViolation("a message in parts cannot itself be a part")
         self.body.feed(self.head.body)
-        self.head.body = b""  # the header is remembered, the part is not
+        self.head.body, self.head.fields = b"", {}  # what policy asks for is remembered, the rest is not
 
     def whole(self) -> Frame:
         """The header of a message whose last part has passed. Raises :class:`ProtocolViolation`."""
@@ -125,35 +188,42 @@ class _Passing:
 
 @dataclass(slots=True)
 class ChunkPeek:
-    """What the router knows of the messages in parts from one sender to one target.
+    """What the router knows of the messages in parts that are on their way to one target.
 
     Without it a forged call hidden in parts would walk around every check, and a large call would not be known to be
-    in flight (``decisions.md`` 14). What is known here must be what the receiver has: a message of which one part is
-    refused is forgotten, and nothing of it passes any more. At most *limit* messages are remembered, those that moved
-    last: clients that give up never say so. Dies with either end.
+    in flight (``decisions.md`` 14). What is known here must be what the receiver has. Its store has no owners: so a
+    key belongs here to the sender that created it. It refuses parts for reasons of its own: so only calls pass of
+    which it refuses all or none. A message of which one part is refused here is forgotten, and nothing of it passes
+    any more. Of each sender the *limit* messages are remembered that moved last: clients that give up never say so.
     """
 
     bounds: HeaderBounds
     limit: int
     messages: dict[str, _Passing] = field(default_factory=dict)
+    #: The keys of each sender, the one that moved last at the end.
+    senders: dict[Hashable, dict[str, None]] = field(default_factory=dict)
 
-    def pass_through(self, operation: str, frame: Frame, permits: Callable[[Frame], bool]) -> Frame | None:
+    def pass_through(
+        self, sender: Hashable, operation: str, frame: Frame, permits: Callable[[Frame], bool], *, compact: bool
+    ) -> Frame | None:
         """Look at one chunk call. Returns the inner message at ``process``, None for the other operations.
 
         *permits* says whether an inner message may pass; it is asked as soon as its header is known, and again when
-        it is complete. Raises :class:`PermissionDenied` when it may not, :class:`ProtocolViolation` for what no client
-        sends.
+        it is complete. *compact*: see :func:`parse_chunk_call`. Raises :class:`PermissionDenied` when it may not,
+        :class:`InvalidArgument` for a key of another sender, :class:`ProtocolViolation` for what no client sends.
         """
-        given = parse_chunk_call(operation, frame)
-        key = given["key"]
-        message = self.messages.pop(key, None)
+        given = parse_chunk_call(operation, frame, compact=compact)
+        key, heartbeat = given["key"], given.get("heartbeat", False)
+        message = self._take_out(sender, key)
         if operation == "create":
-            self._remember(key, _Passing())
+            self._remember(key, _Passing(sender, heartbeat))
             return None
         if message is None:
             raise ProtocolViolation(f"no beginning of message {key[:64]!r} was seen")
         if operation == "remove":
             return None
+        if heartbeat is not message.heartbeat:
+            raise ProtocolViolation("the parts of a message have one heartbeat, or none has")
         if operation == "process":
             return _permitted(message.whole(), permits)
         if message.take(operation, given, self.bounds) and message.head is not None:
@@ -161,10 +231,26 @@ class ChunkPeek:
         self._remember(key, message)
         return None
 
+    def forget(self, sender: Hashable) -> None:
+        """Drop what *sender* has not finished."""
+        for key in self.senders.pop(sender, ()):
+            del self.messages[key]
+
+    def _take_out(self, sender: Hashable, key: str) -> _Passing | None:
+        message = self.messages.get(key)
+        if message is None:
+            return None
+        if message.sender is not sender:
+            raise InvalidArgument(f"Message with the same key ({key[:64]}) already exists")
+        del self.messages[key], self.senders[sender][key]
+        return message
+
     def _remember(self, key: str, message: _Passing) -> None:
-        self.messages[key] = message
-        if len(self.messages) > self.limit:
-            del self.messages[next(iter(self.messages))]
+        own = self.senders.setdefault(message.sender, {})
+        self.messages[key], own[key] = message, None
+        if len(own) > self.limit:
+            oldest = next(iter(own))
+            del self.messages[oldest], own[oldest]
 
 
 def _permitted(message: Frame, permits: Callable[[Frame], bool]) -> Frame:

@@ -15,6 +15,7 @@ class Dialect:
     *chunk_bytes*: slice size of messages that the server sends in parts (``protocol.md`` 2.6).
     *legacy_manager*: its server peer is ``<workspace>/workspace-manager``, else ``*/<manager_id>``.
     *reannounces*: it registers its services again after a reconnect (``protocol.md`` 1.6).
+    *compact_promise*: it knows the promise ``"*"`` (``protocol.md`` 4.2).
     *by_position*: its functions take arguments by position; keyword ones arrive as one map (``protocol.md`` 4.5).
     *redirections*: calls of this dialect that the server answers in the target's place.
     """
@@ -22,6 +23,7 @@ class Dialect:
     name: str
     legacy_manager: bool
     reannounces: bool
+    compact_promise: bool = False
     by_position: bool = False
     chunk_bytes: int = 262_144
     redirections: Redirections = field(default_factory=dict)
@@ -43,6 +45,7 @@ MODERN = Dialect(
     "modern",
     legacy_manager=False,
     reannounces=True,
+    compact_promise=True,
     redirections={
         ("services.built-in.get_service", legacy.name): "built_in_with_api_version"
         for legacy in (LEGACY, LEGACY_JAVASCRIPT)

@@ -190,6 +190,16 @@ class Peer:
             extra |= {"args": [*args, kwargs], "with_kwargs": True}
         return self.send({"type": "method", "to": to, "method": method, "session": session}, extra)
 
+    def cache(self, to: str, operation: str, *args: Any, session: str = "c1") -> PeerSession | None:
+        """Call a function of a message cache as imjoy-rpc does for what is large (``protocol.md`` 2.7)."""
+        promise = {
+            name: {"_rtype": "method", "_rtarget": self.name, "_rmethod": f"{session}.{name}", "_rpromise": False}
+            for name in ("resolve", "reject")
+        }
+        method = f"services.built-in.message_cache.{operation}"
+        header = {"type": "method", "to": to, "method": method, "session": session}
+        return self.send(header, {"args": list(args), "promise": promise})
+
     def answer(self, message: dict[str, Any], value: Any = None, name: str = "resolve") -> PeerSession | None:
         """Answer a call that this peer has received."""
         session = message["session"]

@@ -41,11 +41,11 @@ def nothing_is_kept_about(scene: Scene, *peers: Peer) -> None:
         assert dead.isdisjoint(session.outbound.values())
         assert dead.isdisjoint(caller for caller, _ in session.inbound)
         assert dead.isdisjoint(session.correspondents)
-        assert dead.isdisjoint(session.chunk_peeks)
+        assert dead.isdisjoint(session.chunk_peek.senders)
         assert dead.isdisjoint(session.known_by)
     for peer in peers:
         session = peer.session
-        kept = (session.outbound, session.inbound, session.correspondents, session.chunk_peeks, session.known_by)
+        kept = (session.outbound, session.inbound, session.keeps(), session.chunk_peek.messages, session.known_by)
         assert not any(kept), kept
 
 
@@ -388,9 +388,9 @@ async def test_a_full_target_is_named_and_nothing_has_changed() -> None:
     for _ in range(2):
         assert a.call("b", "services.svc.f", "y" * 500) is b.session
     for operation, args in (("create", ["k"]), ("append", ["k", b"z" * 300]), ("process", ["k"])):
-        assert a.call("b", CACHE + operation, *args) is b.session
+        assert a.cache("b", operation, *args) is b.session
     assert (a.received(), b.session.outbox.pending) == ([], waiting)
-    assert not any((a.session.outbound, b.session.inbound, a.session.chunk_peeks))
+    assert not any((a.session.outbound, b.session.inbound, b.session.chunk_peek.messages))
     b.drain()
     assert a.call("b", "services.svc.f", "y" * 500) is None
     assert b.received()[-1]["args"] == ["y" * 500]
@@ -403,7 +403,7 @@ async def test_a_stranger_without_a_grant_does_not_wait_for_room() -> None:
     b.fill(1990)
     assert a.call("lab/b", "services.svc.f", "y" * 500) is None
     assert a.errors() == [gone("lab/b")]
-    assert a.call("lab/b", CACHE + "create", "k") is None
+    assert a.cache("lab/b", "create", "k") is None
     assert a.errors() == [gone("lab/b")]
     assert friend.call("b", "services.svc.f", "y" * 500) is b.session
 
@@ -468,6 +468,105 @@ async def test_other_frames_that_are_too_large_are_dropped(scene: Scene) -> None
     for header in (event("b"), {"type": "method", "to": "b", "method": "s1.progress"}):
         a.send(header, {"args": ["x" * 5000]})
     assert (a.received(), b.received()) == ([], [])
+
+
+# --- messages in parts (decisions.md 14) ----------------------------------------------------------------------
+
+
+def in_parts(a: Peer, to: str, header: dict[str, Any], size: int = 300) -> None:
+    """Send a message in parts; the receiver's answers are not waited for."""
+    package = pack_message(header, {"args": [b"x" * 1000]})
+    a.cache(to, "create", "k", False)
+    for start in range(0, len(package), size):
+        a.cache(to, "append", "k", package[start : start + size], False)
+    a.cache(to, "process", "k", False)
+
+
+def inner(method: str, session: str | None = "inner") -> dict[str, Any]:
+    return {"type": "method", "to": "ignored", "from": "forged", "method": method, "session": session}
+
+
+@pytest.mark.parametrize("workspace", ["lab", "elsewhere"])
+async def test_a_call_in_parts_is_in_flight_from_its_end_on(workspace: str, scene: Scene) -> None:
+    a, b = scene.join(f"{workspace}/a"), scene.join("lab/b")
+    b.announce("svc", visibility="public")
+    a.cache("lab/b", "create", "k", False)
+    a.cache("lab/b", "append", "k", pack_message(inner("services.svc.f"), {}), False)
+    assert set(a.session.outbound) == {"c1"}
+    a.cache("lab/b", "process", "k", False, session="c2")
+    assert set(a.session.outbound) == {"c1", "c2", "inner"}
+    (created, appended, processed) = b.received()
+    assert created["args"] == ["k", False, True]
+    assert (appended["from"], processed["from"]) == (f"{workspace}/a", f"{workspace}/a")
+    b.leave(clean=False)
+    assert sorted(message["method"] for message in a.received()) == ["c1.reject", "c2.reject", "inner.reject"]
+    nothing_is_kept_about(scene, b)
+
+
+async def test_an_answer_in_parts_strikes_out_its_call(scene: Scene) -> None:
+    a, b = scene.join("elsewhere/a"), scene.join("lab/b")
+    b.announce("svc", visibility="public")
+    a.call("lab/b", "services.svc.f", session="s1")
+    in_parts(b, "elsewhere/a", inner("s1.resolve", None))
+    assert len(a.received()) > 3
+    assert "s1" not in a.session.outbound
+
+
+@pytest.mark.parametrize("method", [name for name, opened_by in MATRIX.items() if "svc" not in opened_by])
+async def test_what_may_not_pass_does_not_pass_in_parts_either(method: str, scene: Scene) -> None:
+    a, b = scene.join("elsewhere/a"), scene.join("lab/b")
+    b.announce("svc", visibility="public")
+    in_parts(a, "lab/b", inner(method))
+    messages = b.received()
+    if "any" in MATRIX[method]:
+        assert messages[-1]["method"] == CACHE + "process"
+    else:
+        assert [message["method"] for message in messages] == [CACHE + "create"]
+        assert gone("lab/b") in a.errors()
+    assert not b.session.chunk_peek.messages
+
+
+async def test_a_stranger_without_a_grant_sends_no_parts(scene: Scene) -> None:
+    a, b = scene.join("elsewhere/a"), scene.join("lab/b")
+    b.announce("svc")
+    in_parts(a, "lab/b", inner("services.svc.f"))
+    assert b.received() == []
+    assert set(a.errors()) == {gone("lab/b")}
+
+
+@pytest.mark.parametrize("who", ["sender", "target"])
+async def test_parts_that_are_not_finished_are_forgotten_with_either_end(who: str, scene: Scene) -> None:
+    a, b, c = scene.join("lab/a"), scene.join("lab/b"), scene.join("lab/c")
+    for sender, key in ((a, "one"), (a, "two"), (c, "three")):
+        sender.cache("lab/b", "create", key, False)
+    assert list(b.session.chunk_peek.messages) == ["one", "two", "three"]
+    (a if who == "sender" else b).leave()
+    nothing_is_kept_about(scene, a if who == "sender" else b)
+    assert list(b.session.chunk_peek.messages) == (["three"] if who == "sender" else [])
+
+
+async def test_parts_of_a_sender_that_is_forgotten_as_a_correspondent_stay_known() -> None:
+    scene = Scene(Limits(correspondents_per_peer=1))
+    star, fans = scene.join("lab/star"), [scene.join(f"fan{number}/a") for number in range(2)]
+    star.announce("svc", visibility="public")
+    for fan in fans:
+        fan.cache("lab/star", "create", fan.name, False)
+    assert list(star.session.correspondents) == [fans[1].session]
+    star.leave()
+    nothing_is_kept_about(scene, star)
+
+
+async def test_keywords_take_their_places_for_a_receiver_that_counts(scene: Scene) -> None:
+    a, b = scene.join("lab/a"), scene.join("lab/b", dialect=LEGACY_JAVASCRIPT)
+    package = pack_message(inner("services.svc.f"), {})
+    for operation, args in (("create", ["k"]), ("append", ["k", package]), ("process", ["k"])):
+        promise = {
+            name: {"_rtype": "method", "_rtarget": "a", "_rmethod": f"c.{name}"} for name in ("resolve", "reject")
+        }
+        header = {"type": "method", "to": "b", "method": CACHE + operation, "session": "c"}
+        a.send(header, {"args": [*args, {"heartbeat": False}], "with_kwargs": True, "promise": promise})
+    assert [message["args"] for message in b.received()] == [["k", False, True], ["k", package, False], ["k", False]]
+    assert "inner" in a.session.outbound
 
 
 # --- broadcasts (protocol.md 5.9) -----------------------------------------------------------------------------
