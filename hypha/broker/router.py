@@ -16,7 +16,7 @@ from hypha.broker.session import PeerSession, gone_text
 from hypha.errors import HyphaError, LimitExceeded, PermissionDenied, ProtocolViolation
 from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address, parse_target
 from hypha.wire.body import check_body
-from hypha.wire.calls import rejection
+from hypha.wire.calls import is_declared, rejection
 from hypha.wire.chunks import CACHE_PREFIX, by_position, overwriting
 from hypha.wire.frame import Fields, Frame, encode_header
 
@@ -142,9 +142,11 @@ class Router:
     # --- policy for frames (``decisions.md`` 16) --------------------------------------------------------------
 
     def _permits(self, sender: PeerSession, target: PeerSession, message: Frame) -> bool:
+        method = message.method
+        if method is not None and not is_declared(method):
+            return False
         if sender.address.workspace == target.address.workspace:
             return True
-        method = message.method
         if message.type != "method" or method is None:
             return False
         if not method.startswith("services.") or method.startswith("services._rintf_"):

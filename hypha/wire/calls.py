@@ -112,6 +112,27 @@ def _seconds(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and 0 < value < 86400 else None
 
 
+#: What begins with an underscore and may still be called (``protocol.md`` 3.3).
+_SPECIAL = frozenset({"__enter__", "__exit__", "_dispose"})
+#: What clients of imjoy-rpc keep in a session beside its callbacks and its children.
+_SESSION_PARTS = frozenset({"timer", "target_id", "resolve", "reject", "heartbeat"})
+
+
+def is_declared(method: str) -> bool:
+    """Whether *method* can name what a client has declared, rather than a part of it.
+
+    Python clients of imjoy-rpc follow a path through attributes as well: by ``<session>.resolve.__globals__`` whoever
+    they called could reach every module of theirs. No client makes such a name.
+    """
+    in_service = method.startswith("services.")
+    if "._" not in method and (in_service or method.count(".") < 2):
+        return True
+    _, *path = method.split(".")
+    if any(part.startswith("_") and part not in _SPECIAL and not part.startswith("_rintf_") for part in path):
+        return False
+    return in_service or all(part.isalnum() and part not in _SESSION_PARTS for part in path[:-1])
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A message of the server's own, before the sender's fields are added."""

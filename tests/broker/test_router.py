@@ -199,6 +199,22 @@ async def test_between_workspaces_only_what_is_granted_passes(offer: str, wrote_
         assert a.errors() == []
 
 
+@pytest.mark.parametrize("workspace", ["lab", "elsewhere"])
+async def test_nobody_reaches_into_what_is_declared(workspace: str, scene: Scene) -> None:
+    """The callee of a call would otherwise run any function of any module of its Python caller."""
+    a, b = scene.join(f"{workspace}/a"), scene.join("lab/b")
+    a.announce("svc", visibility="public")
+    b.announce("svc", visibility="public")
+    b.call(a.name, "services.svc.f")
+    a.received()
+    for method in ("s1.resolve.__globals__.sys.modules.os.system", "s1.timer.clear", "services.svc.f.__globals__.x"):
+        a.call("lab/b", method)
+        in_parts(a, "lab/b", inner(method))
+        assert [message["method"] for message in b.received()] == [CACHE + "create"], method
+        assert gone("lab/b") in a.errors(), method
+    assert b.session.outbound
+
+
 @pytest.mark.parametrize("offer", OFFERS)
 async def test_inside_a_workspace_everything_passes(offer: str, scene: Scene) -> None:
     reader = Principal("reader", is_anonymous=True, grants={"lab": Level.READ})

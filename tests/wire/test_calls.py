@@ -165,6 +165,68 @@ def test_the_values_of_a_body_are_counted_exactly(value: object, cost: int, monk
         unpack_body(body)
 
 
+# --- names of methods -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "services.svc.hello",
+        "services.svc.deep.er.3",
+        "services.svc.__enter__",
+        "services.svc.inner.__exit__",
+        "services.svc._dispose",
+        "services.svc.timer.start",
+        "services._rintf_x1.progress",
+        "services.my-svc.add",
+        "services.built-in.message_cache.create",
+        "s1.resolve",
+        "aB3xYz.dE4.reject",
+        "aB3.dE4.fG5.5yM-reset",
+        "s6.Qdkn-<lambda>",
+        "s6.3gn8#<lambda>",
+        "s6.x1-__call__",
+        "g1.PKY:close",
+        "_odd-session.resolve",
+        "ping",
+        "_x",
+        "",
+    ],
+)
+def test_what_clients_declare_has_a_name(method: str) -> None:
+    assert calls.is_declared(method)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "s1.resolve.__globals__.sys.modules.os.system",
+        "s1.__class__",
+        "s1._private",
+        "s1.a-f.__self__.close",
+        "s1.a-f.func",
+        "s1.a#f.func",
+        "s1.a:close.func",
+        "s1.resolve.func",
+        "s1.reject.args",
+        "s1.timer._task._loop.stop",
+        "s1.timer.clear",
+        "s1.child.timer.clear",
+        "s1.target_id.format",
+        "s1.heartbeat.x",
+        "services.svc.f.__globals__.x",
+        "services.svc.__class__",
+        "services.__class__.x",
+        "services.svc.__enter__.__self__",
+        "services.svc._private",
+        "x.__enter__.__globals__",
+        "s1..x.y",
+    ],
+)
+def test_a_part_of_what_is_declared_has_none(method: str) -> None:
+    assert not calls.is_declared(method)
+
+
 # --- messages of our own --------------------------------------------------------------------------------------
 
 STAMP = Fields.encode({"from": "ws/a", "user": {"id": "root"}, "ws": "ws"})
