@@ -16,6 +16,7 @@ from hypha.web.http import read_body
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _MAX_INT = 2**63 - 1
+_MAX_DIGITS = len(str(-_MAX_INT))
 #: Query parameters that speak to the server and are not passed on.
 _OPTIONS = frozenset({"_args", "_timeout"})
 
@@ -60,8 +61,8 @@ def _coerce(text: str) -> str | int | float:
     if match is None:
         return text
     if match.group(2) is None and match.group(3) is None:
-        number = int(text)
-        return number if abs(number) <= _MAX_INT else text
+        # Python does not read numbers of thousands of digits: their length says enough.
+        return int(text) if len(text) <= _MAX_DIGITS and abs(int(text)) <= _MAX_INT else text
     value = float(text)
     return value if abs(value) != float("inf") else text
 
