@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypha.broker.access import ROOT, Principal
@@ -35,8 +35,8 @@ class Service:
     authorized_workspaces: frozenset[str]
     since: int
     session: PeerSession
-    #: The service object as its provider last described it, once somebody has asked over HTTP.
-    interface: dict[str, Any] | None = None
+    #: Paths of functions that the service has been seen to have, when somebody asked over HTTP.
+    functions: set[tuple[str, ...]] = field(default_factory=set)
 
     @property
     def full_id(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -75,34 +76,45 @@ def caller_in(principal: Principal, workspace: Workspace) -> Caller:
     return Caller(principal, Address(home, HTTP_CLIENT))
 
 
-async def fetch(broker: Broker, service: Service) -> dict[str, Any]:
+async def fetch(broker: Broker, service: Service, patience: float | None = None) -> dict[str, Any]:
     """The service object as its provider describes it now. Raises what :meth:`ServerSession.call` raises."""
-    value = await broker.server.call(service.session, "services.built-in.get_service", [service.id])
+    value = await broker.server.call(service.session, "services.built-in.get_service", [service.id], patience=patience)
     if not isinstance(value, dict):
         raise NotFound(f"service {service.id!r} is not offered by its client any more")
     return value
 
 
-async def plain_value(broker: Broker, service: Service, keys: tuple[str, ...]) -> tuple[Any] | None:
+async def plain_value(
+    broker: Broker, service: Service, keys: tuple[str, ...], patience: float | None
+) -> tuple[Any] | None:
     """None when *keys* name a function of the service; otherwise the value that they name, in a tuple.
 
-    What functions a service has is asked once and remembered with the registration, so that an unknown name is told
-    at once, also for providers that never answer to one (``protocol.md`` 11.10). Raises :class:`NotFound`.
+    A function is asked for once and remembered with the registration. A name that is not there is told at once, also
+    for providers that never answer to one (``protocol.md`` 11.10). Raises :class:`NotFound`.
     """
-    if service.interface is not None and values.is_method(_lookup(service.interface, keys)):
+    if keys in service.functions:
         return None
-    service.interface = await fetch(broker, service)  # not seen yet, or a value, which may have changed
-    found = _lookup(service.interface, keys)
-    if values.is_method(found):
-        return None
+    interface = await fetch(broker, service, patience)
+    found = _lookup(interface, keys)
     if found is _MISSING:
-        names = [name for name, value in service.interface.items() if values.is_method(value)]
-        known = f"; it has {', '.join(sorted(names))}" if names else ""
-        raise NotFound(f"service {service.id!r} has no function {'.'.join(keys)!r}{known}")
-    return (found,)
+        raise NotFound(f"service {service.id!r} has no function {'.'.join(keys)!r}{_known(interface)}")
+    if not values.is_method(found):
+        return (found,)
+    if len(service.functions) < _REMEMBERED:
+        service.functions.add(keys)
+    return None
 
 
+def _known(interface: dict[Any, Any]) -> str:
+    """The end of a "not found" text: some functions that there are."""
+    names = [name for name in interface if isinstance(name, str) and values.is_method(_lookup(interface, (name,)))]
+    return f"; it has {', '.join(sorted(names)[:_SHOWN])}" if names else ""
+
+
+_REMEMBERED = 1000  # functions of one service
+_SHOWN = 20  # names in an error
 _MISSING = object()
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 def _lookup(value: Any, keys: tuple[str, ...]) -> Any:
@@ -110,7 +122,7 @@ def _lookup(value: Any, keys: tuple[str, ...]) -> Any:
     for key in keys:
         if isinstance(value, dict) and key in value and not key.startswith("_"):
             value = value[key]
-        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
+        elif isinstance(value, list) and _INDEX.fullmatch(key) and int(key) < len(value):
             value = value[int(key)]
         else:
             return _MISSING

@@ -53,7 +53,7 @@ class Proxy:
 
     async def _call(self, target: Target, principal: Principal, arguments: Arguments) -> Any:
         service, caller = resolve(self._broker, target, principal)
-        value = await plain_value(self._broker, service, target.keys)
+        value = await plain_value(self._broker, service, target.keys, arguments.patience)
         if value is not None:
             return value[0]
         try:
@@ -77,7 +77,8 @@ class Proxy:
 async def _wrong_method(scope: HTTPScope, send: ASGISendCallable) -> None:
     allow = [(b"allow", b"GET, POST, OPTIONS")]
     if scope["method"] == "OPTIONS":
-        await send_response(send, 204, JSON, b"", allow)
+        await send({"type": "http.response.start", "status": 204, "headers": allow})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
     else:
         detail = "a function is called with GET and query parameters, or with POST and a map of arguments"
         await send_json(send, 405, {"success": False, "detail": detail}, allow)
