@@ -16,7 +16,7 @@ from quart_trio import QuartTrio
 from hypha.config import RESERVED_NAMES, Config
 from hypha.errors import ProtocolViolation
 from hypha.web.cors import Cors
-from hypha.web.http import header, send_error, send_json
+from hypha.web.http import HOST, header, send_error, send_json
 from hypha.web.listing import is_listing
 from hypha.web.lookup import parse_path
 from hypha.web.proxy import Proxy
@@ -61,6 +61,11 @@ class Front:
             # Two lengths are two readings of where the next request begins, so there is none (RFC 9112 6.1).
             error = ProtocolViolation("send Content-Length or Transfer-Encoding, not both")
             await send_error(send, error, [(b"connection", b"close")])
+            return
+        host = header(scope, b"host")
+        if host and not HOST.fullmatch(host):
+            # Pages are made with it, and what looks up names does not survive all that can stand there.
+            await send_error(send, ProtocolViolation("the Host header is not the name of a host"))
             return
         raw_path = self._enter_base(scope)
         if raw_path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import trio
@@ -13,6 +14,9 @@ from hypha.errors import CallTimeout, HyphaError, NotAuthenticated, PeerGone, To
 
 Headers = list[tuple[bytes, bytes]]
 
+#: What stands in a Host header: a name or an address, and perhaps a port (RFC 9110 section 7.2).
+HOST = re.compile(r"([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?", re.ASCII)
+
 JSON = b"application/json"
 MSGPACK = b"application/msgpack"
 
@@ -20,6 +24,16 @@ MSGPACK = b"application/msgpack"
 def header(scope: HTTPScope | WebsocketScope, name: bytes) -> str:
     """The value of a request header, empty when there is none; several are joined as RFC 9110 5.3 says."""
     return ", ".join(value.decode("latin-1") for key, value in scope["headers"] if key == name)
+
+
+def base_url(scope: HTTPScope | WebsocketScope, base_path: str) -> str:
+    """The server's address as this client reached it, for its information."""
+    host = header(scope, b"host")
+    if not HOST.fullmatch(host):
+        name, port = scope["server"] or ("localhost", None)
+        host = (f"[{name}]" if ":" in name else name) + (f":{port}" if port else "")
+    scheme = "https" if scope["scheme"] in {"https", "wss"} else "http"
+    return f"{scheme}://{host}{base_path}"
 
 
 def bearer_token(scope: HTTPScope) -> str | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from html import escape
 from http import HTTPStatus
-from typing import Protocol
+from typing import Protocol, cast
 
+from hypercorn.typing import HTTPScope
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 import hypha
 from hypha.errors import HyphaError, internal_error
+from hypha.web.http import base_url
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -65,15 +67,19 @@ def create_app(health: Health) -> QuartTrio:
     app = QuartTrio("hypha", static_folder=None)
     # Shutting down is bounded by the rooms themselves; Quart's own deadline must not come first.
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = 20
+    app.url_map.merge_slashes = False  # or // is redirected to an address made of the Host header
 
     @app.get("/")
     async def home() -> Response:
         best = request.accept_mimetypes.best_match(["application/json", "text/html"])
         # curl sends */*, for which both match: tools get what the original server sent (A5).
         if best == "text/html" and "text/html" in request.accept_mimetypes.values():
-            url = escape(request.host_url.rstrip("/") + request.root_path, quote=True)
-            return Response(_PAGE.format(version=hypha.__version__, url=url), mimetype="text/html")
-        return jsonify({"name": "Hypha", "version": hypha.__version__})
+            url = escape(base_url(cast(HTTPScope, request.scope), request.root_path))
+            response = Response(_PAGE.format(version=hypha.__version__, url=url), mimetype="text/html")
+        else:
+            response = jsonify({"name": "Hypha", "version": hypha.__version__})
+        response.headers["Vary"] = "Accept"
+        return response
 
     @app.get("/health/liveness")
     async def liveness() -> Response:

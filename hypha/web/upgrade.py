@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from typing import Any
-from urllib.parse import unquote_plus
+from urllib.parse import unquote
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
@@ -16,7 +16,7 @@ from hypha.config import Limits
 from hypha.errors import HyphaError
 from hypha.web.codec import Closed, Codec, Message, Reply
 from hypha.web.guard import GuardedServer, TakeOverFailed
-from hypha.web.http import header
+from hypha.web.http import base_url, header
 from hypha.web.ws import GOODBYE_SECONDS, Connections, say_goodbye
 from hypha.wire.dialect import LEGACY, LEGACY_JAVASCRIPT
 
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 _LEGACY_KEYS = ("client_id", "workspace", "token", "reconnection_token")
 #: What the websockets library writes; all published Python clients use it with its limit of 1 MiB a message.
 _PYTHON_CLIENT = re.compile(r"Python/\S+ websockets/")
-_HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}")
 
 
 class Upgrade:
@@ -118,8 +117,7 @@ def parse_query(query: bytes) -> dict[str, str]:
     for part in query.decode("utf-8", errors="replace").split("&"):
         name, equals, value = part.partition("=")
         if equals:
-            # A plus is a plus: nobody writes forms here, and user-made names may hold one.
-            found[name] = unquote_plus(value.replace("+", "%2B"))
+            found[name] = unquote(value)  # a plus is a plus: nobody writes forms here
     return found
 
 
@@ -131,16 +129,6 @@ def is_python(scope: WebsocketScope) -> bool:
 def frame_limit(scope: WebsocketScope, limits: Limits) -> int:
     """The largest frame that the client takes (``decisions.md`` 11)."""
     return limits.python_frame_bytes if is_python(scope) else limits.frame_bytes
-
-
-def base_url(scope: WebsocketScope, base_path: str) -> str:
-    """The server's address as this client reached it, for its information."""
-    host = header(scope, b"host")
-    if not _HOST.fullmatch(host):
-        name, port = scope["server"] or ("localhost", None)
-        host = f"{name}:{port}" if port else name
-    scheme = "https" if scope["scheme"] == "wss" else "http"
-    return f"{scheme}://{host}{base_path}"
 
 
 async def refuse_upgrade(send: ASGISendCallable, status: int, detail: str) -> None:
