@@ -167,9 +167,11 @@ class WebSocket:
         self.stream = stream
         self.headers = headers
         self._connection = Connection(ConnectionType.CLIENT, trailing_data=rest)
+        self._sending = trio.Lock()
 
     async def send(self, event: Event) -> None:
-        await self.stream.send_all(self._connection.send(event))
+        async with self._sending:
+            await self.stream.send_all(self._connection.send(event))
 
     async def send_bytes(self, data: bytes) -> None:
         await self.send(BytesMessage(data))
@@ -424,6 +426,23 @@ class Peer:
         self.functions["services.built-in.get_service"] = get_service
         entry = {"id": f"{self.client_id}:{service_id}", "name": service_id, "type": "generic", "config": config}
         await self.manager("update_client_info", {"id": self.client_id, "services": [entry]})
+
+    def accept_parts(self) -> None:
+        """Take messages in parts (``protocol.md`` 2.7)."""
+        parts: dict[str, bytes] = {}
+
+        async def create(call: Call) -> None:
+            parts[call.args[0]] = b""
+
+        async def append(call: Call) -> None:
+            parts[call.args[0]] += call.args[1]
+
+        async def process(call: Call) -> None:
+            main, extra = decode(parts.pop(call.args[0]))
+            self._take({**main, "from": call.main["from"], "to": call.main["to"]}, extra)
+
+        for name, function in (("create", create), ("append", append), ("process", process)):
+            self.functions[f"services.built-in.message_cache.{name}"] = function
 
     async def leave(self, code: int = 1000) -> None:
         """Say goodbye and wait for the end."""
