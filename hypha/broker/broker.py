@@ -22,7 +22,7 @@ from hypha.broker.session import PeerSession
 from hypha.broker.tokens import Resumption, Tokens, new_user_id
 from hypha.config import Config
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, NotAuthenticated, PermissionDenied
-from hypha.wire.address import Address, check_client_id
+from hypha.wire.address import Address, check_client_id, check_name
 from hypha.wire.dialect import Dialect
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,10 @@ class Broker:
         return Principal(id=new_user_id(), is_anonymous=True)
 
     def token_life(self, issuer: Principal, asked: object) -> float:
-        """Seconds that a new token may live: as asked, but not longer than its issuer's own."""
+        """Seconds that a new token may live: as asked, but not longer than its issuer's own.
+
+        Raises :class:`NotAuthenticated` when that has expired: a session outlives its token by up to a second.
+        """
         if asked is None:
             life = self.limits.token_seconds
         elif isinstance(asked, int | float) and not isinstance(asked, bool) and 0 < asked < 2**40:
@@ -99,7 +102,10 @@ class Broker:
             raise InvalidArgument("expires_in must be a number of seconds above 0")
         if issuer.expires_at is None:
             return life
-        return max(1.0, min(life, issuer.expires_at - self._clock()))
+        remaining = issuer.expires_at - self._clock()
+        if remaining <= 0:
+            raise NotAuthenticated("your own token has expired; connect with a new one")
+        return min(life, remaining)
 
     def resumption_token(self, session: PeerSession) -> str:
         """The token with which *session*'s client comes back as the same client."""
@@ -139,6 +145,8 @@ class Broker:
 
     def _workspace_name(self, principal: Principal, name: str | None) -> str:
         """The workspace asked for, the principal's own when none was (``protocol.md`` 1.4)."""
+        if name:
+            check_name("workspace", name)
         wanted = name or principal.home or principal.id
         workspace = self.registry.workspaces.get(wanted)
         if workspace is None and wanted == principal.id:

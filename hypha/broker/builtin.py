@@ -26,6 +26,7 @@ from hypha.errors import (
 )
 from hypha.wire import values
 from hypha.wire.address import PUBLIC_WORKSPACE, ServiceQuery, check_name, parse_service_id
+from hypha.wire.calls import encode_value
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
@@ -145,10 +146,19 @@ class WorkspaceService:
         provider = self._registry.find(call.to)
         if provider is None:
             raise ClientNotFound(f"Client not found: {call.to.client}")
+        if service_id != "built-in":
+            self._require_callable(call, provider, service_id)
         service = await self._fetch(provider, service_id)
         if service_id == "built-in":
             service["config"]["api_version"] = 1
         return service
+
+    def _require_callable(self, call: ServerCall, provider: PeerSession, service_id: object) -> None:
+        """A provider trusts the server, which therefore looks itself who wants a service of another workspace."""
+        home = call.sender.address.workspace
+        found = [service for service in provider.services.values() if service.id == service_id]
+        if provider.address.workspace != home and not self._registry.callable_by(call.principal, home, found):
+            raise PermissionDenied(f"Permission denied for service: {service_id}")
 
     # --- small ones -------------------------------------------------------------------------------------------
 
@@ -261,15 +271,15 @@ class WorkspaceService:
             hint = not_found_hint(registry.near_names(wanted.service, call.principal, home))
             raise ServiceNotFound(f"Service not found: {wanted.service} in workspace *{hint}")
         place = wanted.workspace or home
-        if place == home and wanted.client is not None and wanted.client not in call.workspace.members:
-            return self._legacy_reading(call, wanted)
-        services = self._matching(place, wanted)
-        permitted = registry.callable_by(call.principal, home, services)
-        if permitted:
-            return permitted[0]
+        for reading in _readings(wanted, text):
+            permitted = registry.callable_by(call.principal, home, self._matching(place, reading))
+            if permitted:
+                return permitted[0]
         if place != home:
             # One answer for what is there and for what is not (decisions.md 17).
             raise PermissionDenied(f"Permission denied for service: {wanted.service}")
+        if wanted.client is not None and wanted.client not in call.workspace.members:
+            raise ClientNotFound(f"Client not found: {wanted.client}")
         raise ServiceNotFound(f"Service not found: {wanted.service} in workspace {place}")
 
     def _matching(self, workspace: str, wanted: ServiceQuery) -> list[Service]:
@@ -281,15 +291,6 @@ class WorkspaceService:
             for service in place.services()
             if service.id == wanted.service and wanted.client in {None, service.client}
         ]
-
-    def _legacy_reading(self, call: ServerCall, wanted: ServiceQuery) -> Service:
-        """``ws/x``: x is a client to legacy callers; when there is none, read x as a service, as modern ones do."""
-        if wanted.service == "default" and wanted.workspace is not None:
-            same = self._matching(wanted.workspace, ServiceQuery(None, None, wanted.client or ""))
-            permitted = self._registry.callable_by(call.principal, call.workspace.name, same)
-            if permitted:
-                return permitted[0]
-        raise ClientNotFound(f"Client not found: {wanted.client}")
 
     async def list_services(self, call: ServerCall, query: Any = None) -> list[dict[str, Any]]:
         """Services as ``protocol.md`` 5.6 says: of the workspace, of all for ``"public"``, or those that match."""
@@ -335,6 +336,8 @@ class WorkspaceService:
             grants=grants,
             home=next((name for name in grants if name == config.get("workspace")), None),
         )
+        if len(encode_value(principal.to_wire(None))) > _MAX_USER:
+            raise LimitExceeded("a token for so many workspaces would make every message too long; ask for fewer")
         life = self._broker.token_life(call.principal, config.get("expires_in"))
         return legacy_form(principal.id, self._broker.tokens.issue(principal, expires_in=life))
 
@@ -466,6 +469,13 @@ def _parse_text(text: str) -> ServiceQuery:
     return wanted
 
 
+def _readings(wanted: ServiceQuery, text: str) -> tuple[ServiceQuery, ...]:
+    """``ws/x``: x is a client to legacy callers; where there is none, x is read as a service, as modern ones do."""
+    if "/" in text and ":" not in text and wanted.client is not None:
+        return wanted, ServiceQuery(wanted.workspace, None, wanted.client)
+    return (wanted,)
+
+
 def summary(service: Service) -> dict[str, Any]:
     """A service in a list (``protocol.md`` 5.6)."""
     summary: dict[str, Any] = {
@@ -486,6 +496,8 @@ def summary(service: Service) -> dict[str, Any]:
 
 
 _LISTS = ("owners", "allow_list", "deny_list")
+_MAX_LIST = 1000
+_MAX_USER = 4096  # bytes of the user map, which is a part of every message (``protocol.md`` 2.6)
 _WORKSPACE_KEYS = frozenset({*_LISTS, "persistent", "visibility", "description"})
 #: Keys of WorkspaceInfo that users of the original pass and that mean nothing here.
 _IGNORED_KEYS = frozenset(
@@ -499,13 +511,21 @@ def _workspace_settings(config: dict[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if key not in _WORKSPACE_KEYS:
             raise InvalidKey(f"Invalid key: {str(key)[:100]}")
-        if key in _LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-            raise InvalidArgument(f"{key} must be a list of texts")
+        if key in _LISTS:
+            _check_list(key, value)
     if settings.get("visibility", "protected") not in ("public", "protected"):
         raise InvalidArgument("visibility of a workspace must be public or protected")
     if not isinstance(settings.get("description", ""), str):
         raise InvalidArgument("description must be text")
     return settings
+
+
+def _check_list(key: str, value: Any) -> None:
+    # Every decision about the workspace looks into its lists.
+    if not isinstance(value, list) or not all(isinstance(item, str) and len(item) <= 256 for item in value):
+        raise InvalidArgument(f"{key} must be a list of texts")
+    if len(value) > _MAX_LIST:
+        raise LimitExceeded(f"{key} takes at most {_MAX_LIST} entries")
 
 
 def _apply(workspace: Workspace, settings: dict[str, Any]) -> None:
