@@ -155,6 +155,21 @@ async def memory_stack(config: Config) -> AsyncIterator[MemoryStack]:
         root.cancel_scope.cancel()
 
 
+class Steps(trio.abc.Instrument):
+    """Cancels *scope* after *count* steps of tasks."""
+
+    def __init__(self, count: int, scope: trio.CancelScope) -> None:
+        self.left = count
+        self.done = False
+        self._scope = scope
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.left -= 1
+        if self.left < 0 and not self.done:
+            self.done = True
+            self._scope.cancel()
+
+
 @dataclass
 class LoopbackStack:
     """A server behind a socket. *port* is where it listens."""

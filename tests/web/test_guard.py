@@ -20,7 +20,7 @@ from hypha.config import Config
 from hypha.errors import ConfigError
 from hypha.web import guard
 from hypha.web.guard import SEND_SECONDS, GuardedServer, TakeOverFailed
-from tests.web.stack import LoopbackStack, MemoryStack, ServerEnd, Stack, connection, memory_stack
+from tests.web.stack import LoopbackStack, MemoryStack, ServerEnd, Stack, Steps, connection, memory_stack
 from tests.web.wires import (
     Closed,
     WebSocket,
@@ -489,18 +489,3 @@ async def upgrade_and_read(stream: trio.abc.Stream) -> None:
     await stream.send_all(upgrade_bytes("/ws") + b"early")
     while await stream.receive_some():
         pass
-
-
-class Steps(trio.abc.Instrument):
-    """Cancels *scope* after *count* steps of tasks."""
-
-    def __init__(self, count: int, scope: trio.CancelScope) -> None:
-        self.left = count
-        self.done = False
-        self._scope = scope
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.left -= 1
-        if self.left < 0 and not self.done:
-            self.done = True
-            self._scope.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import struct
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hypha.broker.access import Principal
 from hypha.config import Config, Limits
-from tests.web.stack import MemoryStack, memory_stack
+from tests.web.stack import MemoryStack, Steps, connection, memory_stack
 from tests.web.wires import (
     Call,
     HttpAnswer,
@@ -514,6 +515,38 @@ async def test_the_timeout_holds_for_the_first_question_too(autojump_clock: Mock
     began = trio.current_time()
     assert (await place.call("show", "?_timeout=2")).status == 504
     assert trio.current_time() - began == pytest.approx(2)
+
+
+async def test_a_provider_that_stops_reading_is_a_502(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    provider = await join(stack, "prov", stream=stack.connect(lockstep=True))
+    await provider.provide("svc", {"show": show})
+    await provider.stop_reading()
+    began = trio.current_time()
+    answer = await http(stack, f"/{provider.workspace}/services/svc/show")
+    assert answer.status == 502
+    assert 10 <= trio.current_time() - began <= 12
+
+
+async def test_a_call_can_be_cancelled_at_every_step(autojump_clock: MockClock, place: Place) -> None:
+    """After the n-th step of any task, for every n until the call runs, nothing is left of it."""
+    (session,) = place.stack.broker.registry.sessions()
+    for count in itertools.count():
+        client, end = connection()
+        async with trio.open_nursery() as nursery:
+            cancelling = Steps(count, nursery.cancel_scope)
+            trio.lowlevel.add_instrument(cancelling)
+            nursery.start_soon(place.stack.serve, end)
+            await client.send_all(request_bytes(f"/{place.provider.workspace}/services/svc/never"))
+            await wait_all_tasks_blocked()
+            trio.lowlevel.remove_instrument(cancelling)
+            assert cancelling.done or session.inbound
+            nursery.cancel_scope.cancel()
+        assert end.closed.is_set(), count
+        assert not place.stack.broker.server.outbound, count
+        assert not session.inbound, count
+        if not cancelling.done:
+            break
+    assert count > 20
 
 
 async def test_heartbeats_keep_a_call(autojump_clock: MockClock, place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import struct
@@ -21,7 +22,7 @@ from hypha.broker.broker import Broker, Credentials
 from hypha.config import Config, Limits
 from hypha.web.ws import Connections, cut
 from hypha.wire.dialect import LEGACY
-from tests.web.stack import LoopbackStack, MemoryStack, Stack, loopback_stack, memory_stack
+from tests.web.stack import LoopbackStack, MemoryStack, Stack, Steps, connection, loopback_stack, memory_stack
 from tests.web.wires import (
     Call,
     Closed,
@@ -268,6 +269,25 @@ def fragmented(message: bytes, count: int) -> bytes:
     firsts = [0x02, *[0x00] * (len(parts) - 1)]
     firsts[-1] |= 0x80
     return b"".join(frame(first, part) for first, part in zip(firsts, parts, strict=True))
+
+
+async def test_the_largest_message_takes_the_room_of_one(loopback: LoopbackStack) -> None:
+    size = Limits().frame_bytes
+    head = b"\x82\xff" + struct.pack(">Q", size) + bytes(4)  # a mask that changes nothing
+    client = await upgrade(await loopback.open(), "/ws?client_id=a")
+    await client.send_bytes(echo_frame("before"))
+    assert await answer(client) == "before"
+    (session,) = loopback.broker.registry.sessions()
+    before, largest, block = resident_bytes(), 0, bytes(1 << 20)
+    for _ in range(2):
+        await client.stream.send_all(head)
+        for _ in range(size // len(block)):
+            await client.stream.send_all(block)
+            largest = max(largest, resident_bytes())
+    await client.send_bytes(echo_frame("after"))
+    assert await answer(client) == "after"
+    assert session.malformed == 2  # sixteen million zeroes mean nothing
+    assert largest - before < 3 * size
 
 
 async def test_a_client_that_sends_too_much_can_read_why(loopback: LoopbackStack) -> None:
@@ -574,6 +594,32 @@ async def test_a_client_may_vanish_at_any_byte(autojump_clock: MockClock, stack:
         assert len(stack.servers.child_tasks) == 1, position
     assert await neighbour.manager("echo", 1) == 1
     assert [session.address.client for session in stack.broker.registry.sessions()] == ["neighbour"]
+
+
+async def test_a_connection_can_be_cancelled_at_every_step(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    """After the n-th step of any task, for every n until a call is answered, nothing is left."""
+    for count in itertools.count():
+        client, end = connection()
+        async with trio.open_nursery() as nursery:
+            cancelling = Steps(count, nursery.cancel_scope)
+            trio.lowlevel.add_instrument(cancelling)
+            nursery.start_soon(stack.serve, end)
+            nursery.start_soon(call_and_wait, client)
+            await wait_all_tasks_blocked()
+            trio.lowlevel.remove_instrument(cancelling)
+            nursery.cancel_scope.cancel()
+        assert end.closed.is_set(), count
+        assert not list(stack.broker.registry.sessions()), count
+        if not cancelling.done:
+            break
+    assert count > 30
+
+
+async def call_and_wait(stream: trio.abc.Stream) -> None:
+    client = await upgrade(stream, "/ws?client_id=a")
+    await client.send_bytes(echo_frame())
+    assert await answer(client) == "x"
+    await trio.sleep_forever()
 
 
 async def test_a_client_that_vanishes_fails_its_calls_at_once(loopback: LoopbackStack) -> None:
