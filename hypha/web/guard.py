@@ -1,12 +1,14 @@
 """All that touches Hypercorn's inside: one barrier per connection, bounded sends, and the take-over of websockets.
 
-:func:`install` puts subclasses in the place of three names of Hypercorn 0.18, before it serves; this works under
+:func:`install` puts subclasses in the place of some names of Hypercorn 0.18, before it serves; this works under
 ``python -m hypha.server``, under the plain ``hypercorn`` command and over memory streams. What is changed, and why
-(measured, ``stack.md``):
+(measured, ``stack.md``; each has its test):
 
 * one peer's protocol error must not reach the nursery that all connections share (F1);
 * a peer that stops reading must not hold a send for ever: Hypercorn shields its sends (F2);
 * a peer that leaves must be noticed also while its next request waits, and when it has made none;
+* a connection must end when it is idle after an answer, when its request was refused, when nobody reads its body; and
+  not because of bytes behind its last request, before that is answered;
 * compression is never negotiated (F4), HTTP/2 never spoken (``decisions.md`` 4);
 * a websocket's stream is handed to :mod:`hypha.web.ws`, with the bytes that came before it was accepted.
 """
