@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +35,6 @@ def holdings() -> dict[str, Any]:
     objects = gc.get_objects()
     return {
         "rss": rss,
-        "cpu": time.process_time(),
         "process": {name: len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task")},
         "tasks": dict(Counter(_tasks())),
         "tables": _tables(objects),

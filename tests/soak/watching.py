@@ -49,6 +49,10 @@ class Watched:
     port: int
     _output: trio.lowlevel.FdStream
 
+    def processor(self) -> float:
+        """Seconds of the processor that the server has used."""
+        return int(Path(f"/proc/{self.server.pid}/schedstat").read_text().split()[0]) / 1e9
+
     async def holdings(self) -> Holdings:
         """What the server holds now (:func:`tests.soak.watched.holdings`)."""
         self.server.process.send_signal(signal.SIGUSR1)
