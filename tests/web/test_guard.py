@@ -13,6 +13,8 @@ from typing import Any
 import hypercorn.config
 import pytest
 import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 from wsproto.events import BytesMessage
 
@@ -153,6 +155,59 @@ async def test_an_application_that_raises_is_a_500_and_stays_there(
         answer = await http(stack, "/")
         stack.app = served
     assert (answer.status, answer.body) == (500, b"")
+
+
+pieces = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(
+        [
+            LIVENESS,
+            upgrade_bytes("/ws?client_id=x"),
+            upgrade_bytes("/ws"),
+            upgrade_bytes("/nothing"),
+            request_bytes("/public/services/x/y", "POST", body=b"{}"),
+            request_bytes("/", "POST", {"Transfer-Encoding": "chunked"}, b"3\r\nabc\r\n0\r\n\r\n"),
+            b"GET / HTTP/1.1\r\n",
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n",
+            b"Expect: 100-continue\r\n",
+            b"Connection: close\r\n",
+            b"\r\n",
+            b"\x82\x81\0\0\0\0x",
+            b"\x88\x80\0\0\0\0",
+            b"\x89\x80\0\0\0\0",
+            b"\x81\x82\0\0\0\0{}",
+            b"\x82\xff\0\0\0\0\0\1\0\0\0\0\0\0",
+            echo_call("x"),
+        ]
+    ),
+)
+
+
+@pytest.mark.parametrize("examples", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_whatever_a_connection_sends(tmp_path: Path, caplog: pytest.LogCaptureFixture, examples: int) -> None:
+    """It ends, nothing is left of it, nothing is logged as an error, and the neighbour notices nothing."""
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.lists(pieces, max_size=6), min_size=10, max_size=20), st.booleans())
+    def check(connections: list[list[bytes]], at_once: bool) -> None:
+        trio.run(send_all_of, tmp_path, connections, at_once, clock=MockClock(autojump_threshold=0))
+
+    check()
+    assert not [record for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}]
+    assert "ended by an error" not in caplog.text
+
+
+async def send_all_of(path: Path, connections: list[list[bytes]], at_once: bool) -> None:
+    async with memory_stack(Config(data_dir=path)) as stack, neighbour(stack):
+        for parts in connections:
+            stream = stack.connect()
+            for part in [b"".join(parts)] if at_once else parts:
+                if part and await send_while_open(stream, part):
+                    await trio.testing.wait_all_tasks_blocked()
+            await stream.send_stream.aclose()
+            await read_to_end(stream)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(stack.servers.child_tasks) == 1
 
 
 # --- F2: peers that stop reading -------------------------------------------------------------------------------
