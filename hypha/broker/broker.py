@@ -135,7 +135,7 @@ class Broker:
             raise NotAuthenticated("the session has ended; connect without the reconnection token")
         if principal.expires_at is not None and principal.expires_at < self._clock():
             raise NotAuthenticated("the token of the session has expired; connect with a new one")
-        workspace = self.registry.workspaces.get(self._workspace_name(principal, address.workspace))
+        workspace = self.registry.workspaces.get(self._workspace_name(principal, address.workspace, resumed=True))
         current: PeerSession | Parked | None = None
         if workspace is not None:
             current = workspace.members.get(client_id) or workspace.parked.get(client_id)
@@ -143,13 +143,17 @@ class Broker:
             raise Conflict(f"client id {client_id!r} is used by another session now")
         return Admission(address, principal, resumption.identity, resumed=True)
 
-    def _workspace_name(self, principal: Principal, name: str | None) -> str:
-        """The workspace asked for, the principal's own when none was (``protocol.md`` 1.4)."""
+    def _workspace_name(self, principal: Principal, name: str | None, *, resumed: bool = False) -> str:
+        """The workspace asked for, the principal's own when none was (``protocol.md`` 1.4).
+
+        One that a restart of the server has forgotten is there again for a *resumed* client with a grant: a refusal
+        would keep a legacy client away for ever.
+        """
         if name:
             check_name("workspace", name)
         wanted = name or principal.home or principal.id
         workspace = self.registry.workspaces.get(wanted)
-        if workspace is None and wanted == principal.id:
+        if workspace is None and (wanted == principal.id or (resumed and wanted in principal.grants)):
             return wanted
         if workspace is None or not may(principal, Action.JOIN, workspace).allowed:
             raise PermissionDenied(f"Permission denied for workspace {wanted}; it takes a token with access to it")
@@ -180,7 +184,7 @@ class Broker:
         address, principal = admission.address, admission.principal
         if not admission.resumed:
             self._require_quota(principal)
-        name = self._workspace_name(principal, address.workspace)
+        name = self._workspace_name(principal, address.workspace, resumed=admission.resumed)
         workspace = self.registry.workspaces.get(name) or self.registry.create_workspace(name)
         before = workspace.members.get(address.client)
         restored: tuple[Registration, ...] = ()

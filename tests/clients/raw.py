@@ -30,6 +30,10 @@ class Refused(Exception):
     """The call was rejected. The text is what the peer was told."""
 
 
+class NotLetIn(Exception):
+    """The server did not accept the websocket. The text is its answer, empty when there was none."""
+
+
 @contextmanager
 def refused(words: str) -> Iterator[None]:
     """Assert that a call in the block is refused, with *words* in what the peer is told."""
@@ -176,18 +180,26 @@ async def connected(url: str, **parameters: str) -> AsyncIterator[RawPeer]:
 
 
 @asynccontextmanager
-async def upgraded(url: str) -> AsyncIterator[trio.SocketStream]:
-    """A stream behind the websocket handshake, for bytes that no library would write."""
+async def upgraded(url: str, **parameters: str) -> AsyncIterator[trio.SocketStream]:
+    """A stream behind the websocket handshake, for bytes that no library would write.
+
+    Raises :class:`NotLetIn` when the server answers with something else.
+    """
     host, _, port = url.removeprefix("http://").partition(":")
     stream = await trio.open_tcp_stream(host, int(port))
     async with stream:
-        request = f"GET /ws?client_id=bytes-{next(_NUMBERS)} HTTP/1.1\r\nHost: {host}\r\n"
+        query = urlencode({"client_id": f"bytes-{next(_NUMBERS)}", **parameters})
+        request = f"GET /ws?{query} HTTP/1.1\r\nHost: {host}\r\n"
         upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         await stream.send_all(f"{request}{upgrade}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):
-            answer += await stream.receive_some(1)
-        assert answer.startswith(b"HTTP/1.1 101 "), answer
+            byte = await stream.receive_some(1)
+            if not byte:
+                break
+            answer += byte
+        if not answer.startswith(b"HTTP/1.1 101 "):
+            raise NotLetIn(answer.decode())
         yield stream
 
 

@@ -6,7 +6,6 @@ import signal
 import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -16,18 +15,12 @@ import trio
 from tests.clients import raw
 from tests.clients.conftest import RunClient, StartClient, StartServer
 from tests.clients.raw import RawPeer, Refused, header, masked, refused
-from tests.clients.scripted import SCRIPTS, passes
+from tests.clients.scripted import SCRIPTS, passes, worker_of
 from tests.house.environments import GENERATIONS
 from tests.house.processes import Server
 
 #: Milliseconds that no call of a neighbour may take, whatever happens; alone it takes about 5.
 NEIGHBOURS_PATIENCE = 1000
-
-
-def worker_of(server: Server) -> int:
-    """The process that serves, a child of the one that was started."""
-    (worker,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    return int(worker)
 
 
 @pytest.fixture

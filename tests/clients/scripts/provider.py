@@ -30,7 +30,11 @@ async def main(url: str, *arguments: str) -> None:
             """What the server answers on this client's own connection."""
             return await server.echo(words)
 
-        own = {"compute": compute, "wait": asyncio.sleep, "ask_server": ask_server, "leave": leave.set}
+        async def offer(name: str) -> None:
+            """Register one more service."""
+            await server.rpc.register_service({"id": name, "type": "more"})
+
+        own = {"offer": offer, "compute": compute, "wait": asyncio.sleep, "ask_server": ask_server, "leave": leave.set}
         registered = await server.register_service({**tools(service_id, **config), **own})
         print("ready", registered["id"], await server.generate_token(), flush=True)
         await leave.wait()

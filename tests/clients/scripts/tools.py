@@ -174,3 +174,4 @@ async def use_large_values(service: Any, megabytes: int = 12) -> None:
     assert np.array_equal(await service.make_array(megabytes * MEGABYTE), array.reshape(-1))
     back = await service.echo({"image": array})
     assert np.array_equal(back["image"], array)
+    assert await service.echo(None) is None  # behind the answer to the last part, which is still on its way
