@@ -24,9 +24,16 @@ async def connected(url: str, **settings: Any) -> AsyncIterator[Any]:
     """A connection that is closed at the end of the block, as a well-behaved client closes it."""
     server = await connect_to_server({"server_url": url, **settings})
     try:
+        # The client asks for its reconnection token in the background. Told to leave before it has sent that, it
+        # would connect again to send it.
+        await until(lambda: _has_token(server))
         yield server
     finally:
         await server.disconnect()
+
+
+async def _has_token(server: Any) -> bool:
+    return server.rpc._connection_info is not None
 
 
 def client_id(server: Any) -> str:
