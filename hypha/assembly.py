@@ -26,8 +26,8 @@ _SWEEP_SECONDS = 1.0
 class Assembly:
     """One server as an ASGI application.
 
-    The root nursery belongs to one task that the ASGI lifespan starts (``stack.md`` section 2); the data directory
-    is locked while it is open. It is cancelled after Hypercorn has ended the connections.
+    The root nursery belongs to one task that the ASGI lifespan starts (``stack.md`` section 2), and is cancelled
+    after Hypercorn has ended the connections. The data directory is locked as long as the lifespan.
     """
 
     def __init__(self, config: Config) -> None:

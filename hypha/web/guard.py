@@ -48,7 +48,7 @@ Send = Callable[[Any], Awaitable[None]]
 
 _TESTED = ((0, 18), (0, 19))
 _READ_SIZE = 65536
-_SEND_SIZE = 65536  # bytes; a peer that takes none of so many within the deadline has stopped reading
+_SEND_SIZE = 65536  # bytes that a peer must take in each SEND_SECONDS
 SEND_SECONDS = 10.0
 _EARLY_LIMIT = 65536  # bytes that may come in before a websocket is taken over, or before their turn
 
@@ -214,7 +214,7 @@ class GuardedServer(TCPServer):
             await self.protocol.handle(Closed())
 
     async def _send_bounded(self, data: bytes) -> bool:
-        """Write *data*; False when the peer is gone or took nothing for :data:`SEND_SECONDS`."""
+        """Write *data*; False when the peer is gone or takes less than 64 KiB in :data:`SEND_SECONDS`."""
         view = memoryview(data)
         try:
             for start in range(0, len(view), _SEND_SIZE):
