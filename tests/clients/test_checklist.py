@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.clients.conftest import RunClient
-from tests.clients.scripted import passes
+from tests.clients.conftest import RunClient, StartClient
+from tests.clients.scripted import SCRIPTS, passes, service_of
 from tests.house.environments import GENERATIONS
 from tests.house.processes import Server
 
@@ -36,3 +36,25 @@ pytestmark = pytest.mark.parametrize("generation", GENERATIONS)
 async def test_row(generation: str, script: str, row: str | None, run_client: RunClient, server: Server) -> None:
     arguments = [server.url, row] if row else [server.url]
     await passes(run_client, generation, script, *arguments)
+
+
+@pytest.mark.slow
+async def test_row_12_calls_that_last_longer_than_their_caller_waits(
+    generation: str, run_client: RunClient, server: Server
+) -> None:
+    await passes(run_client, generation, "long_calls.py", server.url, seconds=60)
+
+
+@pytest.mark.slow
+async def test_row_12_a_call_of_25_seconds_outlives_a_limit_of_10(
+    generation: str, run_client: RunClient, server: Server
+) -> None:
+    await passes(run_client, generation, "long_calls.py", server.url, seconds=60)
+
+
+@pytest.mark.slow
+async def test_row_12_a_slow_answer_of_the_server_itself_outlives_the_limit(
+    generation: str, start_client: StartClient, run_client: RunClient, server: Server
+) -> None:
+    async with start_client(generation, SCRIPTS / "provider.py", server.url) as provider:
+        await passes(run_client, generation, "slow_look_up.py", server.url, *await service_of(provider))
