@@ -87,6 +87,9 @@ class LegacyPeer:
         self.manager: Map = {}
         #: Code of the server's close frame, None when there was none.
         self.close_code: int | None = None
+        #: The server's close frame has come, or the stream has ended.
+        self.dismissed = trio.Event()
+        #: The stream has ended.
         self.ended = trio.Event()
         self._stream = stream
         self._nursery = nursery
@@ -314,15 +317,17 @@ class LegacyPeer:
 
     # --- the socket -------------------------------------------------------------------------------------------
 
-    async def read(self) -> None:
-        """Read until the connection ends; then every call that waits fails."""
+    async def read(self, early: bytes) -> None:
+        """Read until the connection ends; then every call that waits fails. *early* was read with the handshake."""
         try:
+            await self._feed(early)
             while data := await self._stream.receive_some(65536):
                 if not self._frozen:
                     await self._feed(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError, Disconnected):
             pass  # an end as good as any other
         finally:
+            self.dismissed.set()
             self.ended.set()
             for pending in self._pending.values():
                 pending.settled.set()
@@ -347,6 +352,7 @@ class LegacyPeer:
     async def _take_close(self, event: CloseConnection) -> None:
         if self.close_code is None:
             self.close_code = event.code
+            self.dismissed.set()
         if self._codec.state is ConnectionState.REMOTE_CLOSING:
             await self.send_raw(self._codec.send(event.response()))  # the server ends the stream (RFC 6455 7.1.1)
 
@@ -384,19 +390,19 @@ async def connect(
     """
     async with await dial(port) as stream:
         await stream.send_all(handshake(f"127.0.0.1:{port}", {"client_id": client_id, **credentials}))
-        status = await _read_status(stream)
+        status, early = await _read_head(stream)
         if status != 101:
             raise Refused(status)
         async with trio.open_nursery() as nursery:
             peer = LegacyPeer(client_id, {} if services is None else services, stream, nursery)
-            nursery.start_soon(peer.read)
+            nursery.start_soon(peer.read, early)
             await peer.introduce()
             yield peer
             nursery.cancel_scope.cancel()
 
 
-async def _read_status(stream: trio.SocketStream) -> int:
-    """The status of the answer to the upgrade, whose head is read to its end."""
+async def _read_head(stream: trio.SocketStream) -> tuple[int, bytes]:
+    """The status of the answer to the upgrade, and the bytes behind its head."""
     data = b""
     while b"\r\n\r\n" not in data:
         received = await stream.receive_some(65536)
@@ -404,6 +410,4 @@ async def _read_status(stream: trio.SocketStream) -> int:
             raise Disconnected
         data += received
     head, _, early = data.partition(b"\r\n\r\n")
-    status = int(head.split(b" ", 2)[1])
-    assert status != 101 or not early, "the server speaks first to no client of this generation"
-    return status
+    return int(head.split(b" ", 2)[1]), early
