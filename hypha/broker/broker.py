@@ -282,6 +282,7 @@ class Broker:
             self._next_look = now + 2 * self.limits.busy_silence_seconds
             for session in self.registry.sessions():
                 forget_silent(session)
+                session.chunks.drop_idle()
         for session in list(self.registry.sessions()):
             expires = session.principal.expires_at
             if expires is not None and expires < wall:

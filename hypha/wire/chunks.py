@@ -271,6 +271,8 @@ class ChunkStore:
     count: int
     messages: dict[str, dict[int, bytes]] = field(default_factory=dict)
     size: int = 0
+    #: Keys of the messages that did not move since :meth:`drop_idle` was asked last.
+    idle: set[str] = field(default_factory=set)
 
     def create(self, key: str, *, overwrite: bool = False) -> None:
         """Begin a message.
@@ -301,6 +303,7 @@ class ChunkStore:
             raise TooLarge(f"message in parts is larger than chunked_bytes_per_peer = {self.limit} bytes")
         parts[index] = data
         self.size = size
+        self.idle.discard(key)
 
     def take(self, key: str) -> bytes:
         """Remove a message and return its bytes. Raises :class:`InvalidArgument` when a part is missing."""
@@ -315,7 +318,14 @@ class ChunkStore:
         """Drop a message. Raises :class:`NotFound` when there is none."""
         parts = self._parts(key)
         del self.messages[key]
+        self.idle.discard(key)
         self.size -= sum(map(_charge, parts.values()))
+
+    def drop_idle(self) -> None:
+        """Drop the messages that did not move since this was asked last: clients that give up never say so."""
+        for key in list(self.idle):
+            self.remove(key)
+        self.idle = set(self.messages)
 
     def _parts(self, key: str) -> dict[int, bytes]:
         try:

@@ -169,3 +169,25 @@ async def test_a_call_of_the_server_is_in_flight_for_as_long_as_the_server_waits
         assert len(provider.session.inbound) == 1
         nursery.cancel_scope.cancel()
     assert not provider.session.inbound
+
+
+# --- messages in parts ----------------------------------------------------------------------------------------
+
+
+async def test_a_message_in_parts_that_its_sender_has_given_up_is_dropped(mock_clock: MockClock) -> None:
+    """Clients of imjoy-rpc never say that they give up, and their connection may live for months (2.7)."""
+    scene = Scene(Limits(busy_silence_seconds=100))
+    parts = scene.join("lab/sender").session.chunks
+    scene.broker.sweep()
+    parts.create("given-up")
+    parts.append("given-up", b"x" * 1000)
+    parts.create("slow")
+    mock_clock.jump(201)
+    scene.broker.sweep()
+    parts.append("slow", b"x" * 100)
+    mock_clock.jump(201)
+    scene.broker.sweep()
+    assert list(parts.messages) == ["slow"]
+    mock_clock.jump(201)
+    scene.broker.sweep()
+    assert (parts.messages, parts.size) == ({}, 0)
