@@ -39,13 +39,6 @@ async def test_row(generation: str, script: str, row: str | None, run_client: Ru
 
 
 @pytest.mark.slow
-async def test_row_12_calls_that_last_longer_than_their_caller_waits(
-    generation: str, run_client: RunClient, server: Server
-) -> None:
-    await passes(run_client, generation, "long_calls.py", server.url, seconds=60)
-
-
-@pytest.mark.slow
 async def test_row_12_a_call_of_25_seconds_outlives_a_limit_of_10(
     generation: str, run_client: RunClient, server: Server
 ) -> None:
