@@ -207,7 +207,10 @@ class WorkspaceService:
     # --- registration (protocol.md 5.4) -----------------------------------------------------------------------
 
     async def update_client_info(self, call: ServerCall, info: dict[str, Any]) -> None:
-        """Replace the caller's services by those in ``info["services"]``."""
+        """Replace the caller's services by those in ``info["services"]``.
+
+        A new one called ``default`` is what ``export`` makes; its function ``setup`` is called (``protocol.md`` 5.4).
+        """
         session = _own_workspace(call)
         if not isinstance(info, dict) or info.get("id") != session.address.client:
             raise InvalidArgument("update_client_info takes a map whose 'id' is the client's own")
@@ -215,7 +218,10 @@ class WorkspaceService:
         if not isinstance(entries, list):
             raise InvalidArgument("'services' must be a list")
         parsed = [parse_registration(entry, session.address.client) for entry in entries]
+        exported = any(entry.id == "default" for entry in parsed) and "default" not in session.services
         self._registry.announce(session, parsed)
+        if exported and values.is_method((await self._fetch(session, "default")).get("setup")):
+            await self._broker.server.call(session, DEFAULT + "setup", [])
 
     async def register_service(
         self, call: ServerCall, service: dict[str, Any], overwrite: bool = False, notify: bool = True

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.parametrize("generation", GENERATIONS)
         pytest.param("services.py", "5", id="row-5-functions"),
         pytest.param("services.py", "6", id="row-6-overwrite"),
         pytest.param("services.py", "7", id="row-7-export-and-unregister"),
+        pytest.param("services.py", "setup", id="row-7-setup"),
         pytest.param("look_up.py", "8", id="row-8-queries"),
         pytest.param("look_up.py", "9", id="row-9-protected-and-public"),
         pytest.param("look_up.py", "lists", id="lists"),

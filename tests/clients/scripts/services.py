@@ -10,7 +10,7 @@ from tools import tools, use_functions
 
 async def main(url: str, row: str) -> None:
     async with connected(url) as provider, connected(url, **await joined(provider, url)) as colleague:
-        await {"5": row_5, "6": row_6, "7": row_7}[row](url, provider, colleague)
+        await {"5": row_5, "6": row_6, "7": row_7, "setup": setup}[row](url, provider, colleague)
 
 
 async def row_5(url: str, provider: Any, colleague: Any) -> None:
@@ -66,6 +66,23 @@ async def row_7(url: str, provider: Any, colleague: Any) -> None:
     await provider.rpc.unregister_service("default")
     assert await service_ids(colleague) == []
     await refused(colleague.get_plugin(client), "Service not found")
+
+
+async def setup(url: str, provider: Any, colleague: Any) -> None:
+    """What is exported is set up by the server, before ``export`` is done, once (``protocol.md`` 5.4)."""
+    heard: list[str] = []
+
+    async def later() -> None:
+        heard.append(await provider.echo("set up"))
+
+    await provider.export({"setup": later, "answer": lambda: 42})
+    assert heard == ["set up"]
+    assert await (await colleague.get_plugin(client_id(provider))).answer() == 42
+    await provider.rpc.register_service({"id": "other", "setup": lambda: heard.append("not this one")})
+    await provider.rpc.unregister_service("default")
+    await provider.export({"setup": lambda: 1 / 0, "answer": lambda: 43})
+    assert heard == ["set up"]
+    assert await (await colleague.get_plugin(client_id(provider))).answer() == 43
 
 
 run(main)
