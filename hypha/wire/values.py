@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgpack
@@ -40,7 +41,8 @@ def error_text(value: Value) -> str:
     Asynchronous Python functions reject with a formatted traceback, at whose end the message is
     (``protocol.md`` 4.3); what is above names files of the provider's machine.
     """
-    text = str(value.get("_rvalue") if isinstance(value, dict) else value).strip()
+    told = value.get("_rvalue") if isinstance(value, dict) else value
+    text = told.strip() if isinstance(told, str) else ""
     if _TRACEBACK in text:
         text = _below_the_frames(text.rpartition(_TRACEBACK)[2].splitlines())
     return text or "the function failed without a message"
@@ -103,6 +105,8 @@ def to_json(value: Value, array_limit: int, depth: int = MAX_DEPTH) -> Value:
 
 def _map_to_json(value: dict[Any, Value], array_limit: int, depth: int) -> Value:
     kind = value.get("_rtype")
+    if not isinstance(kind, str):
+        return {str(key): to_json(item, array_limit, depth - 1) for key, item in value.items()}
     if kind in {"ndarray", "typedarray"} and isinstance(value.get("_rvalue"), bytes):
         return _array_to_json(value, array_limit)
     if kind == "orderedmap" and _is_pairs(value.get("_rvalue")):
@@ -161,8 +165,10 @@ _DTYPES: dict[str, tuple[int, Callable[[bytes], Iterator[Any]]]] = {
 def _array_to_json(value: dict[str, Value], array_limit: int) -> Value:
     data, dtype = value["_rvalue"], value.get("_rdtype")
     shape = value.get("_rshape")
-    if dtype not in _DTYPES:
-        raise NotAcceptable(f"an array of dtype {dtype!r} cannot be written as JSON; ask for application/msgpack")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise NotAcceptable(
+            f"an array of dtype {str(dtype)[:40]!r} cannot be written as JSON; ask for application/msgpack"
+        )
     size, read = _DTYPES[dtype]
     if len(data) > array_limit:
         raise NotAcceptable(
@@ -170,8 +176,8 @@ def _array_to_json(value: dict[str, Value], array_limit: int) -> Value:
         )
     if shape is None:
         shape = [len(data) // size]
-    # Empty axes are left out of the second product: [10**9, 0] holds no item but would nest 10**9 lists.
-    if not _is_shape(shape) or math.prod(shape) * size != len(data) or math.prod(n or 1 for n in shape) > array_limit:
+    count = len(data) // size
+    if not _is_shape(shape) or math.prod(shape) * size != len(data) or _lists(shape) > 2 * count + 64:
         raise NotAcceptable("the array's shape does not fit its bytes; ask for application/msgpack to see it")
     items = (_json_number(item) if isinstance(item, float) else item for item in read(data))
     return _nest(items, list(shape))
@@ -179,6 +185,11 @@ def _array_to_json(value: dict[str, Value], array_limit: int) -> Value:
 
 def _is_shape(shape: Value) -> bool:
     return isinstance(shape, list | tuple) and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)
+
+
+def _lists(shape: Iterable[int]) -> int:
+    """How many lists the nesting of *shape* takes. [10**9, 0] holds no item, [10**6, 1, 1, 1] has three around each."""
+    return sum(itertools.accumulate(shape, operator.mul, initial=1)) - math.prod(shape)
 
 
 def _nest(items: Iterator[Any], shape: list[int]) -> Value:
