@@ -15,7 +15,7 @@ from hypha.broker.broker import Broker
 from hypha.broker.builtin import summary
 from hypha.broker.registry import Workspace
 from hypha.broker.session import Service
-from hypha.errors import NotFound
+from hypha.errors import NotAcceptable, NotFound
 from hypha.web.http import bearer_token
 from hypha.web.lookup import Target, fetch, resolve
 from hypha.wire import values
@@ -66,7 +66,7 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
         listed = _listed(broker, principal, place) if place is not None else []
         if not listed and (place is None or level_in(principal, place) is Level.NONE):
             raise _hidden(workspace)
-        return jsonify([summary(service) for service in listed])
+        return jsonify([_entry(service, broker.limits.json_array_bytes) for service in listed])
 
     @app.get("/<workspace>/services/<service_id>", strict_slashes=False)
     async def service(workspace: str, service_id: str) -> Response:
@@ -89,6 +89,17 @@ def _visible(broker: Broker, principal: Principal) -> Iterator[Workspace]:
 def _listed(broker: Broker, principal: Principal, place: Workspace) -> list[Service]:
     home = place.name if level_in(principal, place) is not Level.NONE else principal.id
     return broker.registry.listable_by(principal, home, place.services())
+
+
+def _entry(service: Service, array_limit: int) -> dict[str, Any]:
+    """A service in a list. Of a config that JSON cannot express, only what the server says itself: it hides no others."""
+    entry = summary(service)
+    try:
+        plain: dict[str, Any] = values.to_json(entry, array_limit)
+    except NotAcceptable:
+        own = {key: entry["config"][key] for key in ("visibility", "workspace")}
+        return {**entry, "config": own}
+    return plain
 
 
 async def _described(broker: Broker, service: Service) -> dict[str, Any]:

@@ -23,6 +23,9 @@ _LARGEST = 2**26
 #: Seconds in which everything is answered.
 PATIENCE = 10.0
 
+#: The server's own address in every workspace.
+MANAGER = "workspace-manager"
+
 _CACHE = "services.built-in.message_cache."
 
 
@@ -45,7 +48,8 @@ def refused(words: str) -> Iterator[None]:
 class RawPeer:
     """A legacy connection in the hands of a test. *received* holds every message that came, decoded, in order.
 
-    It refuses the calls that reach it, or never answers them when it is *silent*.
+    It refuses the calls that reach it, never answers them when it is *silent*, or always gives its *answers*, the
+    arguments of a ``resolve``.
     """
 
     def __init__(self, websocket: WebSocketConnection, client: str) -> None:
@@ -55,6 +59,7 @@ class RawPeer:
         self.received: list[dict[str, Any]] = []
         self.texts: list[str] = []
         self.silent = False
+        self.answers: list[Any] | None = None
         self._news = trio.Event()
 
     @property
@@ -132,14 +137,18 @@ class RawPeer:
                     self.texts.append(message)
                 else:
                     self.received.append(decode(message))
-                    await self._refuse_call(self.received[-1])
+                    await self._answer_call(self.received[-1])
                 self._tell()
         except ConnectionClosed:
             self._tell()
 
-    async def _refuse_call(self, message: dict[str, Any]) -> None:
+    async def _answer_call(self, message: dict[str, Any]) -> None:
         """Nobody waits for a service of this peer in vain, unless the test wants it so."""
-        if not self.silent and "session" in message:
+        if self.silent or "session" not in message:
+            return
+        if self.answers is not None:
+            await self.send(header(message["from"], f"{message['session']}.resolve"), {"args": self.answers})
+        else:
             error = {"_rtype": "error", "_rvalue": "this peer offers nothing"}
             await self.send(header(message["from"], f"{message['session']}.reject"), {"args": [error]})
 

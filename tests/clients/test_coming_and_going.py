@@ -14,7 +14,7 @@ import trio
 
 from tests.clients import raw
 from tests.clients.conftest import RunClient, StartClient, StartServer
-from tests.clients.raw import NotLetIn, RawPeer, Refused, refused
+from tests.clients.raw import MANAGER, NotLetIn, RawPeer, Refused, refused
 from tests.clients.scripted import SCRIPTS, passes, service_of, worker_of
 from tests.clients.wire import Wire, between
 from tests.house.environments import GENERATIONS
@@ -22,7 +22,6 @@ from tests.house.processes import Server
 
 pytestmark = pytest.mark.parametrize("generation", GENERATIONS)
 
-MANAGER = "workspace-manager"
 #: Seconds after which a client that was cut off is at work again (row 13).
 BACK = 5.0
 

@@ -14,7 +14,7 @@ import trio
 
 from tests.clients import raw
 from tests.clients.conftest import RunClient, StartClient, StartServer
-from tests.clients.raw import RawPeer, Refused, header, masked, refused
+from tests.clients.raw import MANAGER, RawPeer, Refused, header, masked, refused
 from tests.clients.scripted import SCRIPTS, passes, worker_of
 from tests.house.environments import GENERATIONS
 from tests.house.processes import Server
@@ -276,7 +276,6 @@ async def test_an_answer_that_its_receiver_cannot_read_fails_the_call(run_client
 
 # --- garbage ----------------------------------------------------------------------------------------------------
 
-MANAGER = "workspace-manager"
 ECHO = "services.default.echo"
 
 
