@@ -215,12 +215,12 @@ async def during_a_call_to_it(cycles: Cycles, variant: int) -> None:
 async def within_a_message_in_parts(cycles: Cycles, variant: int) -> None:
     """To another client, whose messages the router looks into, and to the server, which keeps the parts."""
     async with cycles.guest() as guest:
-        target = (cycles.home.peer.address, MANAGER)[variant % 2]
-        await guest.peer.call(target, _CREATE, "large", heartbeat=False)
+        target, key = (cycles.home.peer.address, MANAGER)[variant % 2], secrets.token_hex(8)
+        await guest.peer.call(target, _CREATE, key, heartbeat=False)
         if variant % 4 < 2:
             message = {"type": "method", "to": target, "method": "services.soak.hello"}
             part = msgpack.packb(message) + msgpack.packb({"args": [bytes(10_000)]})[:5000]
-            await guest.peer.call(target, _APPEND, "large", part, heartbeat=False)
+            await guest.peer.call(target, _APPEND, key, part, heartbeat=False)
         guest.peer.reset()
 
 
