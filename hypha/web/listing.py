@@ -92,7 +92,7 @@ def _listed(broker: Broker, principal: Principal, place: Workspace) -> list[Serv
 
 
 def _entry(service: Service, array_limit: int) -> dict[str, Any]:
-    """A service in a list: it hides no others. Of a config that JSON cannot express, only what the server adds to it."""
+    """A service in a list. A config that JSON cannot express is left out, and hides no other service."""
     entry = summary(service)
     try:
         plain: dict[str, Any] = values.to_json(entry, array_limit)
