@@ -6,8 +6,6 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import pytest
-
 from hypha.broker.access import ROOT, Action, Level, Principal, level_in, may
 
 JOIN, READ, WRITE, ADMINISTER = Action.JOIN, Action.READ, Action.WRITE, Action.ADMINISTER
@@ -72,12 +70,12 @@ OPENS = {
 }
 
 
-@pytest.mark.parametrize("name", PRINCIPALS)
-def test_the_level_decides_what_may_be_done_in_a_workspace(name: str) -> None:
-    principal, level = PRINCIPALS[name]
-    assert level_in(principal, Place()) is level
-    for action in Action:
-        assert may(principal, action, Place()).allowed == (action in OPENS[level]), action
+def test_the_level_decides_what_may_be_done_in_a_workspace() -> None:
+    for name in PRINCIPALS:
+        principal, level = PRINCIPALS[name]
+        assert level_in(principal, Place()) is level
+        for action in Action:
+            assert may(principal, action, Place()).allowed == (action in OPENS[level]), action
 
 
 def visible(level: Level, action: Action, offer: Offer, home: str | None) -> bool:
@@ -98,12 +96,12 @@ OFFERS = [
 ]
 
 
-@pytest.mark.parametrize("name", PRINCIPALS)
-def test_a_service_is_open_by_its_visibility_to_authorized_workspaces_and_to_its_own(name: str) -> None:
-    principal, level = PRINCIPALS[name]
-    for action, offer, home in itertools.product((LIST, CALL), OFFERS, ("lab", "friends", "other", None)):
-        allowed = may(principal, action, Place(), offer, caller_workspace=home).allowed
-        assert allowed == visible(level, action, offer, home), (action, offer, home)
+def test_a_service_is_open_by_its_visibility_to_authorized_workspaces_and_to_its_own() -> None:
+    for name in PRINCIPALS:
+        principal, level = PRINCIPALS[name]
+        for action, offer, home in itertools.product((LIST, CALL), OFFERS, ("lab", "friends", "other", None)):
+            allowed = may(principal, action, Place(), offer, caller_workspace=home).allowed
+            assert allowed == visible(level, action, offer, home), (action, offer, home)
 
 
 def test_membership_opens_nothing_from_outside_the_workspace() -> None:
@@ -112,13 +110,14 @@ def test_membership_opens_nothing_from_outside_the_workspace() -> None:
         assert not may(principal, CALL, Place(), Offer(), caller_workspace="other").allowed
 
 
-@pytest.mark.parametrize("action", [None, "CALL_SERVICE", "", 0, object()])
-def test_what_is_not_known_is_denied(action: object) -> None:
-    unknown = cast("Action", action)
-    for principal, _ in PRINCIPALS.values():
-        assert not may(principal, unknown, Place()).allowed
-        assert not may(principal, unknown, Place(), Offer(), caller_workspace="other").allowed
-        assert not may(principal, unknown, Place(), Offer("public"), caller_workspace="other").allowed
+def test_what_is_not_known_is_denied() -> None:
+    rows: list[object] = [None, "CALL_SERVICE", "", 0, object()]
+    for action in rows:
+        unknown = cast("Action", action)
+        for principal, _ in PRINCIPALS.values():
+            assert not may(principal, unknown, Place()).allowed
+            assert not may(principal, unknown, Place(), Offer(), caller_workspace="other").allowed
+            assert not may(principal, unknown, Place(), Offer("public"), caller_workspace="other").allowed
 
 
 def test_an_action_on_a_service_needs_a_service() -> None:
@@ -132,9 +131,8 @@ def test_a_decision_gives_its_reason() -> None:
     assert may(user("u1"), CALL, Place(), Offer(), caller_workspace="x").reason.startswith("the service is protected")
 
 
-@pytest.mark.parametrize(
-    ("text", "level"),
-    [
+def test_levels_are_read() -> None:
+    rows: list[tuple[str, Level | None]] = [
         ("r", Level.READ),
         ("read", Level.READ),
         ("rw", Level.READ_WRITE),
@@ -145,10 +143,9 @@ def test_a_decision_gives_its_reason() -> None:
         ("A", None),
         ("write", None),
         ("root", None),
-    ],
-)
-def test_levels_are_read(text: str, level: Level | None) -> None:
-    assert Level.parse(text) is level
+    ]
+    for text, level in rows:
+        assert Level.parse(text) is level
 
 
 def test_levels_are_written_as_they_are_read() -> None:

@@ -138,9 +138,11 @@ async def test_the_service_is_an_object_with_all_of_them(live: Scene) -> None:
 # --- the small ones -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [None, 1, 2**63, "x", b"\x00", [1, {"a": None}], {"_rtype": "unknown", "x": 1}])
-async def test_echo(value: Any, live: Scene) -> None:
-    assert await live.join("lab/a").ask("echo", value) == value
+async def test_echo(live: Scene) -> None:
+    a = live.join("lab/a")
+    rows: list[Any] = [None, 1, 2**63, "x", b"\x00", [1, {"a": None}], {"_rtype": "unknown", "x": 1}]
+    for value in rows:
+        assert await a.ask("echo", value) == value
 
 
 async def test_what_clients_log_cannot_forge_a_line(live: Scene, caplog: pytest.LogCaptureFixture) -> None:
@@ -204,9 +206,10 @@ async def test_a_client_reports_its_services(live: Scene) -> None:
     assert list(live.workspace("lab").services()) == []
 
 
-@pytest.mark.parametrize(
-    ("info", "complaint"),
-    [
+async def test_a_wrong_report_changes_nothing(live: Scene) -> None:
+    a = live.join("lab/a")
+    a.announce("svc")
+    rows: list[tuple[Any, str]] = [
         (None, "takes a map"),
         ([], "takes a map"),
         ({}, "takes a map"),
@@ -215,13 +218,10 @@ async def test_a_client_reports_its_services(live: Scene) -> None:
         ({"id": "a", "services": [1]}, "must be a map"),
         ({"id": "a", "services": [{"id": "b:svc"}]}, "does not belong to client 'a'"),
         ({"id": "a", "services": [{"id": "a:svc", "config": {"x": "y" * 70_000}}]}, "is larger than 65536 bytes"),
-    ],
-)
-async def test_a_wrong_report_changes_nothing(info: Any, complaint: str, live: Scene) -> None:
-    a = live.join("lab/a")
-    a.announce("svc")
-    assert complaint in await rejected(a, "update_client_info", info)
-    assert list(a.session.services) == ["svc"]
+    ]
+    for info, complaint in rows:
+        assert complaint in await rejected(a, "update_client_info", info)
+        assert list(a.session.services) == ["svc"]
 
 
 async def test_a_service_goes_through_its_client_before_it_is_answered(live: Scene) -> None:
@@ -340,9 +340,11 @@ async def test_relative_targets_are_made_absolute_with_the_providers_workspace(l
     assert found["deep"][0]["er"]["_rtarget"] == "lab/b"
 
 
-@pytest.mark.parametrize(
-    ("query", "text"),
-    [
+async def test_what_is_not_found_or_not_permitted_is_told_in_known_words(live: Scene) -> None:
+    a, b, c = live.join("lab/a"), live.join("lab/b"), live.join("other/c")
+    Provider(b).offer("svc")
+    Provider(c).offer("svc")
+    rows: list[tuple[Any, str]] = [
         ("nope", "IndexError: Service not found: nope in workspace *"),
         ("lab/*:nope", "IndexError: Service not found: nope in workspace lab"),
         ("b:nope", "IndexError: Service not found: nope in workspace lab"),
@@ -357,18 +359,16 @@ async def test_relative_targets_are_made_absolute_with_the_providers_workspace(l
         ("nowhere/c:svc", "PermissionError: Permission denied for service: svc"),
         ("other/c:built-in", "PermissionError: Permission denied for service: built-in"),
         ({"workspace": "other", "id": "svc"}, "PermissionError: Permission denied for service: svc"),
-    ],
-)
-async def test_what_is_not_found_or_not_permitted_is_told_in_known_words(query: Any, text: str, live: Scene) -> None:
-    a, b, c = live.join("lab/a"), live.join("lab/b"), live.join("other/c")
-    for peer in (b, c):
-        Provider(peer).offer("svc")
-    assert await rejected(a, "get_service", query) == text
+    ]
+    for query, text in rows:
+        assert await rejected(a, "get_service", query) == text
 
 
-@pytest.mark.parametrize("query", [None, 5, [], {"id": 5}, {"id": ["svc"]}, "", "a/b/c", "a:b:c", ":x", {"id": "/"}])
-async def test_a_wrong_query_is_refused(query: Any, live: Scene) -> None:
-    assert (await rejected(live.join("lab/a"), "get_service", query)).startswith("ValueError: ")
+async def test_a_wrong_query_is_refused(live: Scene) -> None:
+    a = live.join("lab/a")
+    rows: list[Any] = [None, 5, [], {"id": 5}, {"id": ["svc"]}, "", "a/b/c", "a:b:c", ":x", {"id": "/"}]
+    for query in rows:
+        assert (await rejected(a, "get_service", query)).startswith("ValueError: "), query
 
 
 async def test_a_service_of_the_public_workspace_is_found_by_its_place(live: Scene) -> None:
@@ -507,9 +507,11 @@ async def test_unlisted_services_are_listed_only_at_home(live: Scene) -> None:
     assert [entry["id"] for entry in await a.ask("list_services", "*")] == ["lab/a:svc"]
 
 
-@pytest.mark.parametrize("query", [5, [], b"lab", True])
-async def test_a_wrong_list_query_is_refused(query: Any, live: Scene) -> None:
-    assert (await rejected(live.join("lab/a"), "list_services", query)).startswith("ValueError: list_services takes")
+async def test_a_wrong_list_query_is_refused(live: Scene) -> None:
+    a = live.join("lab/a")
+    rows: list[Any] = [5, [], b"lab", True]
+    for query in rows:
+        assert (await rejected(a, "list_services", query)).startswith("ValueError: list_services takes"), query
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------
@@ -533,9 +535,10 @@ async def test_a_token_lets_others_into_the_workspace(live: Scene) -> None:
     assert await a.ask("list_clients") == ["workspace-manager", "a", "b"]
 
 
-@pytest.mark.parametrize(
-    ("config", "grants", "home", "life"),
-    [
+async def test_a_token_is_as_asked_but_never_more_than_its_issuer(live: Scene) -> None:
+    live.workspace("second").owners.append("owner")
+    a = live.join("lab/a", principal=live.principal("owner", "lab", Level.ADMIN))
+    rows: list[tuple[dict[str, Any], dict[str, Level] | None, str | None, float]] = [
         ({"scopes": ["lab"]}, {"lab": Level.READ_WRITE}, None, 3600),
         ({"scopes": []}, {"lab": Level.READ_WRITE}, None, 3600),
         ({"workspace": "lab"}, {"lab": Level.READ_WRITE}, "lab", 3600),
@@ -545,21 +548,17 @@ async def test_a_token_lets_others_into_the_workspace(live: Scene) -> None:
         ({"expires_in": 0.5}, {"lab": Level.READ_WRITE}, None, 0),
         ({"expires_in": 10**9}, {"lab": Level.READ_WRITE}, None, 3600),
         ({"scopes": ["lab", "second"], "workspace": "second"}, None, "second", 3600),
-    ],
-)
-async def test_a_token_is_as_asked_but_never_more_than_its_issuer(
-    config: dict[str, Any], grants: dict[str, Level] | None, home: str | None, life: float, live: Scene
-) -> None:
-    live.workspace("second").owners.append("owner")
-    a = live.join("lab/a", principal=live.principal("owner", "lab", Level.ADMIN))
-    principal = proven(live, await a.ask("generate_token", config))
-    assert principal.grants == (grants or {"lab": Level.READ_WRITE, "second": Level.READ_WRITE})
-    assert (principal.home, principal.expires_at) == (home, EPOCH + life)
+    ]
+    for config, grants, home, life in rows:
+        principal = proven(live, await a.ask("generate_token", config))
+        assert principal.grants == (grants or {"lab": Level.READ_WRITE, "second": Level.READ_WRITE})
+        assert (principal.home, principal.expires_at) == (home, EPOCH + life)
 
 
-@pytest.mark.parametrize(
-    ("config", "text"),
-    [
+async def test_a_wider_token_is_refused(live: Scene) -> None:
+    live.workspace("other")
+    a = live.join("lab/a")
+    rows: list[tuple[Any, str]] = [
         (5, "ValueError: generate_token takes a map"),
         ({"scopes": "lab"}, "ValueError: Scopes must be empty or contains a list of workspace names."),
         ({"scopes": [1]}, "ValueError: Scopes must be empty or contains a list of workspace names."),
@@ -576,11 +575,9 @@ async def test_a_token_is_as_asked_but_never_more_than_its_issuer(
         ({"expires_in": True}, "ValueError: expires_in must be a number of seconds above 0"),
         ({"expires_in": float("nan")}, "ValueError: expires_in must be a number of seconds above 0"),
         ({"email": "boss@lab.org"}, "PermissionError: a token cannot carry another e-mail address than its issuer's"),
-    ],
-)
-async def test_a_wider_token_is_refused(config: Any, text: str, live: Scene) -> None:
-    live.workspace("other")
-    assert await rejected(live.join("lab/a"), "generate_token", config) == text
+    ]
+    for config, text in rows:
+        assert await rejected(a, "generate_token", config) == text
 
 
 async def test_a_token_for_very_many_workspaces_would_make_every_message_long(live: Scene) -> None:
@@ -651,9 +648,10 @@ async def test_an_owner_is_named_by_the_address_where_there_is_one(live: Scene) 
 LONG = [f"user{number}" for number in range(1001)]
 
 
-@pytest.mark.parametrize(
-    ("config", "text"),
-    [
+async def test_a_wrong_workspace_is_refused_and_not_made(live: Scene) -> None:
+    live.workspace("taken")
+    a = live.join("lab/a", principal=Principal("u", True, grants={"lab": Level.READ}))
+    rows: list[tuple[Any, str]] = [
         (5, "ValueError: create_workspace takes a map with a 'name'"),
         ({}, "ValueError: workspace name must be a non-empty string"),
         ({"name": 5}, "ValueError: workspace name must be a non-empty string"),
@@ -671,14 +669,11 @@ LONG = [f"user{number}" for number in range(1001)]
         ({"name": "x", "__class__": 1}, "KeyError: Invalid key: __class__"),
         ({"name": "x", "allow_list": LONG}, "RuntimeError: allow_list takes at most 1000 entries"),
         ({"name": "x", "owners": ["o" * 300]}, "ValueError: owners must be a list of texts"),
-    ],
-)
-async def test_a_wrong_workspace_is_refused_and_not_made(config: Any, text: str, live: Scene) -> None:
-    live.workspace("taken")
-    a = live.join("lab/a", principal=Principal("u", True, grants={"lab": Level.READ}))
-    before = set(live.broker.registry.workspaces)
-    assert await rejected(a, "create_workspace", config) == text
-    assert set(live.broker.registry.workspaces) == before
+    ]
+    for config, text in rows:
+        before = set(live.broker.registry.workspaces)
+        assert await rejected(a, "create_workspace", config) == text
+        assert set(live.broker.registry.workspaces) == before
 
 
 async def test_somebody_elses_workspace_is_not_overwritten(live: Scene) -> None:

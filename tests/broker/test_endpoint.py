@@ -103,9 +103,9 @@ async def test_other_messages_to_the_server_are_dropped(live: Scene) -> None:
     at_rest(live)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
+async def test_only_declared_functions_are_callable(live: Scene) -> None:
+    a = live.join("lab/a")
+    rows: list[str] = [
         "services.default.__class__",
         "services.default.echo.__globals__",
         "services.default._broker",
@@ -121,13 +121,11 @@ async def test_other_messages_to_the_server_are_dropped(live: Scene) -> None:
         "services.Default.echo",
         "services.0",
         "services.built_in_with_api_version",
-    ],
-)
-async def test_only_declared_functions_are_callable(method: str, live: Scene) -> None:
-    a = live.join("lab/a")
-    with pytest.raises(Rejected) as caught:
-        await a.ask(method, "x")
-    assert str(caught.value) == f"KeyError: Method not found: lab/workspace-manager:{method}"
+    ]
+    for method in rows:
+        with pytest.raises(Rejected) as caught:
+            await a.ask(method, "x")
+        assert str(caught.value) == f"KeyError: Method not found: lab/workspace-manager:{method}"
 
 
 async def test_the_internal_name_of_a_redirection_is_no_method(live: Scene) -> None:
@@ -138,22 +136,20 @@ async def test_the_internal_name_of_a_redirection_is_no_method(live: Scene) -> N
     assert all(path.startswith("services.") or path.isidentifier() for path in live.broker.server.functions)
 
 
-@pytest.mark.parametrize(
-    ("args", "kwargs", "complaint"),
-    [
+async def test_wrong_arguments_are_named(live: Scene) -> None:
+    a = live.join("lab/a")
+    rows: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
         ((), {}, "missing a required argument: 'data'"),
         ((1, 2), {}, "too many positional arguments"),
         ((1,), {"data": 2}, "multiple values for argument 'data'"),
         ((1,), {"call": 2}, "multiple values for argument 'call'"),
         ((), {"data": 1, "_broker": 2}, "got an unexpected keyword argument '_broker'"),
         ((1,), {"__class__": 2}, "got an unexpected keyword argument '__class__'"),
-    ],
-)
-async def test_wrong_arguments_are_named(args: tuple[Any], kwargs: dict[str, Any], complaint: str, live: Scene) -> None:
-    a = live.join("lab/a")
-    with pytest.raises(Rejected) as caught:
-        await a.ask("echo", *args, **kwargs)
-    assert str(caught.value) == f"ValueError: echo: {complaint}"
+    ]
+    for args, kwargs, complaint in rows:
+        with pytest.raises(Rejected) as caught:
+            await a.ask("echo", *args, **kwargs)
+        assert str(caught.value) == f"ValueError: echo: {complaint}"
 
 
 async def test_an_error_of_ours_is_text_and_a_fault_is_a_reference(
@@ -712,9 +708,10 @@ async def test_a_large_answer_reaches_the_server_in_parts_and_each_part_keeps_th
     at_rest(live)
 
 
-@pytest.mark.parametrize(
-    ("operation", "args", "complaint"),
-    [
+async def test_a_wrong_part_is_refused(live: Scene) -> None:
+    a = live.join("lab/a")
+    await a.ask(CACHE_PREFIX + "create", "K")
+    rows: list[tuple[str, tuple[Any, ...], str]] = [
         ("create", (5,), "ValueError: key must be text"),
         ("create", ([],), "ValueError: key must be text"),
         ("create", ("K",), "ValueError: Message with the same key (K) already exists"),
@@ -726,14 +723,11 @@ async def test_a_large_answer_reaches_the_server_in_parts_and_each_part_keeps_th
         ("process", ("none",), "KeyError: Message with key none does not exists."),
         ("process", ("K",), "ValueError: the message is not msgpack"),
         ("remove", ("none",), "KeyError: Message with key none does not exists."),
-    ],
-)
-async def test_a_wrong_part_is_refused(operation: str, args: tuple[Any, ...], complaint: str, live: Scene) -> None:
-    a = live.join("lab/a")
-    await a.ask(CACHE_PREFIX + "create", "K")
-    with pytest.raises(Rejected) as caught:
-        await a.ask(CACHE_PREFIX + operation, *args)
-    assert str(caught.value) == complaint
+    ]
+    for operation, args, complaint in rows:
+        with pytest.raises(Rejected) as caught:
+            await a.ask(CACHE_PREFIX + operation, *args)
+        assert str(caught.value) == complaint
 
 
 async def test_a_part_inside_a_message_in_parts_is_refused(live: Scene) -> None:

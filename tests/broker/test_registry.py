@@ -38,19 +38,19 @@ def test_a_new_registry_has_the_public_workspace_and_keeps_it() -> None:
     assert (public.visibility, public.persistent, public.owners) == ("public", True, [])
 
 
-@pytest.mark.parametrize("name", ["lab", "a", "Lab-1", "a.b_c~d|e", "0", "x" * 256])
-def test_a_workspace_is_made_under_a_name_that_urls_can_hold(name: str) -> None:
-    registry = Registry(Limits())
-    assert registry.is_free(name)
-    assert registry.create_workspace(name, owners=["me"]).owners == ["me"]
-    assert not registry.is_free(name)
-    with pytest.raises(Conflict, match=r"already exists\."):
-        registry.create_workspace(name)
+def test_a_workspace_is_made_under_a_name_that_urls_can_hold() -> None:
+    rows: list[str] = ["lab", "a", "Lab-1", "a.b_c~d|e", "0", "x" * 256]
+    for name in rows:
+        registry = Registry(Limits())
+        assert registry.is_free(name)
+        assert registry.create_workspace(name, owners=["me"]).owners == ["me"]
+        assert not registry.is_free(name)
+        with pytest.raises(Conflict, match=r"already exists\."):
+            registry.create_workspace(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [
+def test_other_names_are_refused() -> None:
+    rows: list[tuple[object, type[Exception]]] = [
         (None, InvalidArgument),
         (5, InvalidArgument),
         ([], InvalidArgument),
@@ -67,13 +67,12 @@ def test_a_workspace_is_made_under_a_name_that_urls_can_hold(name: str) -> None:
         ("health", Conflict),
         ("tools", Conflict),
         ("public", Conflict),
-    ],
-)
-def test_other_names_are_refused(name: object, error: type[Exception]) -> None:
-    registry = Registry(Limits(), {"tools"})
-    with pytest.raises(error):
-        registry.create_workspace(name)
-    assert list(registry.workspaces) == ["public"]
+    ]
+    for name, error in rows:
+        registry = Registry(Limits(), {"tools"})
+        with pytest.raises(error):
+            registry.create_workspace(name)
+        assert list(registry.workspaces) == ["public"]
 
 
 def test_only_a_workspace_that_nobody_uses_and_nobody_keeps_is_dropped() -> None:
@@ -329,9 +328,8 @@ def test_a_description_is_read() -> None:
     assert parse_registration({"id": "lab/a:svc", "name": "", "config": None}, "a").name == "svc"
 
 
-@pytest.mark.parametrize(
-    ("entry", "complaint"),
-    [
+def test_a_wrong_description_is_refused_in_one_short_line() -> None:
+    rows: list[tuple[object, str]] = [
         (None, "must be a map"),
         ([], "must be a map"),
         ({}, "needs an 'id'"),
@@ -351,14 +349,13 @@ def test_a_description_is_read() -> None:
         ({"id": "svc", "config": {"x": 2**70}}, "cannot be sent as msgpack"),
         ({"id": "\n" * 250}, "must not contain"),
         ({"id": "x" * 70_000}, "is longer than 256 characters"),
-    ],
-)
-def test_a_wrong_description_is_refused_in_one_short_line(entry: object, complaint: str) -> None:
-    with pytest.raises(InvalidArgument) as caught:
-        parse_registration(entry, "a")
-    assert complaint in str(caught.value)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 2000
+    ]
+    for entry, complaint in rows:
+        with pytest.raises(InvalidArgument) as caught:
+            parse_registration(entry, "a")
+        assert complaint in str(caught.value)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 2000
 
 
 def test_the_size_of_a_description_is_bounded_exactly() -> None:

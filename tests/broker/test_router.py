@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypha.broker.access import Level, Principal
@@ -81,34 +81,36 @@ async def test_a_client_may_write_to_itself(scene: Scene) -> None:
     assert not a.session.inbound
 
 
-@pytest.mark.parametrize("forged", ["root", {"id": "root"}, None, 5, b"x", ["lab/b"], 2**64 - 1])
-async def test_a_sender_is_who_it_is_whatever_it_writes(forged: Any, scene: Scene) -> None:
+async def test_a_sender_is_who_it_is_whatever_it_writes(scene: Scene) -> None:
     a, b = scene.join("lab/a"), scene.join("lab/b")
-    a.send({"type": "method", "to": "b", "method": "m", "from": forged, "user": forged, "ws": forged})
-    header = msgpack.unpackb(b.transport.frames()[0])
-    assert (header["from"], header["ws"], header["user"]["id"]) == ("lab/a", "lab", "user-of-a")
+    rows: list[Any] = ["root", {"id": "root"}, None, 5, b"x", ["lab/b"], 2**64 - 1]
+    for forged in rows:
+        a.send({"type": "method", "to": "b", "method": "m", "from": forged, "user": forged, "ws": forged})
+        header = msgpack.unpackb(b.transport.frames()[0])
+        assert (header["from"], header["ws"], header["user"]["id"]) == ("lab/a", "lab", "user-of-a")
 
 
 NOBODY = ["nobody", "lab/nobody", "nowhere/a", "*/nobody", "lab/*", "other/*", f"lab/{SERVER_ID}"]
 
 
-@pytest.mark.parametrize("to", NOBODY)
-async def test_a_call_to_nobody_is_rejected_in_nobodys_name(to: str, scene: Scene) -> None:
+async def test_a_call_to_nobody_is_rejected_in_nobodys_name(scene: Scene) -> None:
     a = scene.join("lab/a")
-    a.call(to, "m", session="s.1")
-    (message,) = a.received()
-    address = to if "/" in to else f"lab/{to}"
-    assert (message["from"], message["to"], message["method"]) == (address, "lab/a", "s.1.reject")
-    assert message["args"] == [{"_rtype": "error", "_rvalue": gone(address), "_rtrace": ""}]
-    assert message["user"]["id"] == "root"
-    assert not a.session.outbound
+    for to in NOBODY:
+        a.call(to, "m", session="s.1")
+        (message,) = a.received()
+        address = to if "/" in to else f"lab/{to}"
+        assert (message["from"], message["to"], message["method"]) == (address, "lab/a", "s.1.reject")
+        assert message["args"] == [{"_rtype": "error", "_rvalue": gone(address), "_rtrace": ""}]
+        assert message["user"]["id"] == "root"
+        assert not a.session.outbound
 
 
-@pytest.mark.parametrize("to", ["/", "a/", "/a", "a/b/c", "//"])
-async def test_a_call_to_what_is_no_address_is_rejected(to: str, scene: Scene) -> None:
+async def test_a_call_to_what_is_no_address_is_rejected(scene: Scene) -> None:
     a = scene.join("lab/a")
-    a.call(to, "m")
-    assert a.errors() == [f"ValueError: target {to!r} is not of the form client or workspace/client"]
+    rows: list[str] = ["/", "a/", "/a", "a/b/c", "//"]
+    for to in rows:
+        a.call(to, "m")
+        assert a.errors() == [f"ValueError: target {to!r} is not of the form client or workspace/client"]
 
 
 @pytest.mark.parametrize("to", ["nobody", "other/b", "a/b/c", "*/x"])
@@ -120,14 +122,19 @@ async def test_what_waits_for_no_answer_is_dropped_silently(to: str, header: dic
     assert (a.received(), b.received()) == ([], [])
 
 
-@pytest.mark.parametrize(
-    "to",
-    ["workspace-manager", "lab/workspace-manager", "x/workspace-manager", "*/server-id", "public/server-id", "http"],
-)
-async def test_the_server_answers_at_its_addresses(to: str, scene: Scene) -> None:
+async def test_the_server_answers_at_its_addresses(scene: Scene) -> None:
     a = scene.join("lab/a")
-    a.call(to, "services.default.echo", 1)
-    assert len(a.transport.tasks) == 1  # the call runs in the caller's nursery
+    rows: list[str] = [
+        "workspace-manager",
+        "lab/workspace-manager",
+        "x/workspace-manager",
+        "*/server-id",
+        "public/server-id",
+        "http",
+    ]
+    for number, to in enumerate(rows):
+        a.call(to, "services.default.echo", 1)
+        assert len(a.transport.tasks) == number + 1  # the call runs in the caller's nursery
     assert a.received() == []
 
 
@@ -528,18 +535,19 @@ async def test_an_answer_in_parts_strikes_out_its_call(scene: Scene) -> None:
     assert "s1" not in a.session.outbound
 
 
-@pytest.mark.parametrize("method", [name for name, opened_by in MATRIX.items() if "svc" not in opened_by])
-async def test_what_may_not_pass_does_not_pass_in_parts_either(method: str, scene: Scene) -> None:
+async def test_what_may_not_pass_does_not_pass_in_parts_either(scene: Scene) -> None:
     a, b = scene.join("elsewhere/a"), scene.join("lab/b")
     b.announce("svc", visibility="public")
-    in_parts(a, "lab/b", inner(method))
-    messages = b.received()
-    if "any" in MATRIX[method]:
-        assert messages[-1]["method"] == CACHE + "process"
-    else:
-        assert [message["method"] for message in messages] == [CACHE + "create"]
-        assert gone("lab/b") in a.errors()
-    assert not b.session.chunk_peek.messages
+    rows: list[str] = [name for name, opened_by in MATRIX.items() if "svc" not in opened_by]
+    for method in rows:
+        in_parts(a, "lab/b", inner(method))
+        messages = b.received()
+        if "any" in MATRIX[method]:
+            assert messages[-1]["method"] == CACHE + "process"
+        else:
+            assert [message["method"] for message in messages] == [CACHE + "create"]
+            assert gone("lab/b") in a.errors()
+        assert not b.session.chunk_peek.messages
 
 
 async def test_a_stranger_without_a_grant_sends_no_parts(scene: Scene) -> None:
@@ -688,9 +696,23 @@ headers = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), headers, bodies), max_size=8))
+histories = st.lists(st.tuples(st.integers(0, 3), headers, bodies), max_size=8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(histories)
 async def test_no_frame_makes_the_router_raise(frames: list[tuple[int, dict[str, Any], object]]) -> None:
+    play(frames)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
+@given(histories)
+async def test_no_frame_of_very_many_makes_the_router_raise(frames: list[tuple[int, dict[str, Any], object]]) -> None:
+    play(frames)
+
+
+def play(frames: list[tuple[int, dict[str, Any], object]]) -> None:
     scene = Scene(Limits(outbox_bytes=3000, inflight_per_peer=3, correspondents_per_peer=2, server_calls_per_peer=3))
     peers = [
         scene.join("lab/a"),

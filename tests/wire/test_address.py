@@ -19,15 +19,15 @@ from hypha.wire.address import (
 )
 
 
-@pytest.mark.parametrize("name", ["a", "worker 1", "a.b", "...", "späti", "工作", "a|b~c-d_e", "{x}", "x" * 256])
-def test_a_name_is_kept_as_it_is(name: str) -> None:
-    assert check_name("client id", name) == name
-    assert check_client_id(name) == name
+def test_a_name_is_kept_as_it_is() -> None:
+    rows: list[str] = ["a", "worker 1", "a.b", "...", "späti", "工作", "a|b~c-d_e", "{x}", "x" * 256]
+    for name in rows:
+        assert check_name("client id", name) == name
+        assert check_client_id(name) == name
 
 
-@pytest.mark.parametrize(
-    ("name", "complaint"),
-    [
+def test_what_is_not_a_name_is_refused_in_one_line_of_printable_text() -> None:
+    rows: list[tuple[object, str]] = [
         (None, "client id must be a non-empty string"),
         ("", "client id must be a non-empty string"),
         (5, "client id must be a non-empty string"),
@@ -41,42 +41,41 @@ def test_a_name_is_kept_as_it_is(name: str) -> None:
         ("\u202egnp", r"client id '\u202egnp' must not contain '\u202e'"),
         (".", "client id '.' is not a name"),
         ("..", "client id '..' is not a name"),
-    ],
-)
-def test_what_is_not_a_name_is_refused_in_one_line_of_printable_text(name: object, complaint: str) -> None:
-    with pytest.raises(InvalidArgument) as caught:
-        check_name("client id", name)
-    assert str(caught.value) == complaint
-    assert str(caught.value).isprintable()
+    ]
+    for name, complaint in rows:
+        with pytest.raises(InvalidArgument) as caught:
+            check_name("client id", name)
+        assert str(caught.value) == complaint
+        assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("name", [LEGACY_SERVER_CLIENT, HTTP_CLIENT, "~"])
-def test_the_names_of_the_server_are_not_given_away(name: str) -> None:
-    assert check_name("service id", name) == name
-    with pytest.raises(InvalidArgument, match="reserved for the server; choose another"):
-        check_client_id(name)
+def test_the_names_of_the_server_are_not_given_away() -> None:
+    rows: list[str] = [LEGACY_SERVER_CLIENT, HTTP_CLIENT, "~"]
+    for name in rows:
+        assert check_name("service id", name) == name
+        with pytest.raises(InvalidArgument, match="reserved for the server; choose another"):
+            check_client_id(name)
 
 
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
+def test_a_target_is_absolute_or_in_the_senders_workspace() -> None:
+    rows: list[tuple[str, Address]] = [
         ("b", Address("home", "b")),
         ("other/b", Address("other", "b")),
         ("*/manager", Address("*", "manager")),
         ("other/*", Address("other", "*")),
         ("other/workspace-manager", Address("other", "workspace-manager")),
         ("a:b", Address("home", "a:b")),
-    ],
-)
-def test_a_target_is_absolute_or_in_the_senders_workspace(text: str, address: Address) -> None:
-    assert parse_target(text, "home") == address
-    assert str(address) == f"{address.workspace}/{address.client}"
+    ]
+    for text, address in rows:
+        assert parse_target(text, "home") == address
+        assert str(address) == f"{address.workspace}/{address.client}"
 
 
-@pytest.mark.parametrize("text", ["", "/", "/b", "other/", "a/b/c", "//", "a//b"])
-def test_what_is_no_target_is_refused(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="not of the form client or workspace/client"):
-        parse_target(text, "home")
+def test_what_is_no_target_is_refused() -> None:
+    rows: list[str] = ["", "/", "/b", "other/", "a/b/c", "//", "a//b"]
+    for text in rows:
+        with pytest.raises(InvalidArgument, match="not of the form client or workspace/client"):
+            parse_target(text, "home")
 
 
 def test_the_error_for_a_long_target_is_short() -> None:
@@ -86,9 +85,8 @@ def test_the_error_for_a_long_target_is_short() -> None:
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize(
-    ("text", "query"),
-    [
+def test_a_service_id_is_read() -> None:
+    rows: list[tuple[str, ServiceQuery]] = [
         ("svc", ServiceQuery(None, None, "svc")),
         ("*", ServiceQuery(None, None, "*")),
         ("client:svc", ServiceQuery(None, "client", "svc")),
@@ -99,10 +97,9 @@ def test_the_error_for_a_long_target_is_short() -> None:
         ("ws/*:svc", ServiceQuery("ws", None, "svc")),
         ("*/*:svc", ServiceQuery(None, None, "svc")),
         ("*/manager:default", ServiceQuery(None, "manager", "default")),
-    ],
-)
-def test_a_service_id_is_read(text: str, query: ServiceQuery) -> None:
-    assert parse_service_id(text) == query
+    ]
+    for text, query in rows:
+        assert parse_service_id(text) == query
 
 
 @pytest.mark.parametrize(

@@ -134,10 +134,11 @@ def test_a_key_has_a_longest_size() -> None:
         chunks.create("k" * (MAX_KEY + 1))
 
 
-@pytest.mark.parametrize(("size", "parts"), [(1, [b"a", b"b", b"c"]), (2, [b"ab", b"c"]), (3, [b"abc"]), (9, [b"abc"])])
-def test_a_message_is_cut_into_parts(size: int, parts: list[bytes]) -> None:
-    assert list(slices(b"abc", size)) == parts
-    assert list(slices(b"", size)) == []
+def test_a_message_is_cut_into_parts() -> None:
+    rows: list[tuple[int, list[bytes]]] = [(1, [b"a", b"b", b"c"]), (2, [b"ab", b"c"]), (3, [b"abc"]), (9, [b"abc"])]
+    for size, parts in rows:
+        assert list(slices(b"abc", size)) == parts
+        assert list(slices(b"", size)) == []
 
 
 # --- chunk calls as clients write them ------------------------------------------------------------------------
@@ -163,9 +164,8 @@ def chunk_call(operation: str, *args: Any, header: dict[str, Any] | None = None,
     return parse_frame(msgpack.packb(fields) + msgpack.packb(present), BOUNDS)
 
 
-@pytest.mark.parametrize(
-    ("call", "given"),
-    [
+def test_arguments_are_read_by_name_however_they_are_given() -> None:
+    rows: list[tuple[Frame, dict[str, Any]]] = [
         (chunk_call("create", "k", {"heartbeat": False}, with_kwargs=True), {"key": "k", "heartbeat": False}),
         (chunk_call("create", "k", False), {"key": "k", "heartbeat": False}),
         (chunk_call("create", "k", True, False), {"key": "k", "heartbeat": True, "overwrite": False}),
@@ -178,11 +178,10 @@ def chunk_call(operation: str, *args: Any, header: dict[str, Any] | None = None,
         (chunk_call("set", "k", 7, b"x", True), {"key": "k", "index": 7, "data": b"x", "heartbeat": True}),
         (chunk_call("process", "k", False, with_kwargs=False), {"key": "k", "heartbeat": False}),
         (chunk_call("remove", "k"), {"key": "k"}),
-    ],
-)
-def test_arguments_are_read_by_name_however_they_are_given(call: Frame, given: dict[str, Any]) -> None:
-    operation = (call.method or "").removeprefix(CACHE_PREFIX)
-    assert parse_chunk_call(operation, call, compact=False) == given
+    ]
+    for call, expected in rows:
+        operation = (call.method or "").removeprefix(CACHE_PREFIX)
+        assert parse_chunk_call(operation, call, compact=False) == expected
 
 
 def test_the_compact_promise_is_for_receivers_that_know_it() -> None:
@@ -246,12 +245,12 @@ STRANGE: dict[str, Frame] = {
 }
 
 
-@pytest.mark.parametrize("name", STRANGE)
-def test_what_no_client_sends_is_refused(name: str) -> None:
-    operation = (STRANGE[name].method or "").removeprefix(CACHE_PREFIX)
-    with pytest.raises(ProtocolViolation) as caught:
-        parse_chunk_call(operation, STRANGE[name], compact=False)
-    assert str(caught.value).isprintable()
+def test_what_no_client_sends_is_refused() -> None:
+    for name in STRANGE:
+        operation = (STRANGE[name].method or "").removeprefix(CACHE_PREFIX)
+        with pytest.raises(ProtocolViolation) as caught:
+            parse_chunk_call(operation, STRANGE[name], compact=False)
+        assert str(caught.value).isprintable()
 
 
 def test_creating_always_overwrites_at_the_receiver() -> None:
@@ -389,20 +388,20 @@ ATTACKS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_refused_and_the_message_forgotten(name: str) -> None:
-    look = peek()
-    sender = Sender(look)
-    *steps, last = ATTACKS[name]
-    for step in steps:
-        if callable(step):
-            step(sender)
-        else:
-            sender(*step)
-    with pytest.raises(ProtocolViolation):
-        sender(*last)
-    assert "k" not in look.messages
-    assert send(sender, inner()) is not None
+def test_an_attack_is_refused_and_the_message_forgotten() -> None:
+    for name in ATTACKS:
+        look = peek()
+        sender = Sender(look)
+        *steps, last = ATTACKS[name]
+        for step in steps:
+            if callable(step):
+                step(sender)
+            else:
+                sender(*step)
+        with pytest.raises(ProtocolViolation):
+            sender(*last)
+        assert "k" not in look.messages
+        assert send(sender, inner()) is not None
 
 
 def test_creating_again_begins_again() -> None:
