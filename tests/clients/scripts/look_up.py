@@ -87,6 +87,10 @@ async def row_9(url: str, provider: Any, colleague: Any) -> None:
         assert kept["id"] not in await service_ids(stranger, "public")
         assert await service_ids(stranger, workspace) == [shown["id"]]
         await refused(stranger.get_workspace_info(workspace), "Permission denied for workspace")
+        await provider.register_service(named(bare, "closed now"), overwrite=True)
+        await refused(service.answer(), "is not connected")
+        await refused(stranger.get_service(shown["id"]), f"Permission denied for service: {bare}")
+        assert await (await colleague.get_service(bare)).answer() == "closed now"
 
 
 async def lists(url: str, provider: Any, colleague: Any) -> None:

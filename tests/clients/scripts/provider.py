@@ -15,6 +15,7 @@ from tools import tools
 
 def compute(seconds: float) -> str:
     """As numerical code does: the event loop of this process stands still meanwhile."""
+    print("computing", flush=True)
     time.sleep(seconds)
     return "computed"
 

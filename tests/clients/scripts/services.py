@@ -53,13 +53,15 @@ async def row_7(url: str, provider: Any, colleague: Any) -> None:
     mine = f"{workspace}/{client}"
     await provider.rpc.register_service({"id": "row-7", "answer": lambda: 42, "config": {"visibility": "public"}})
     assert await service_ids(colleague) == [f"{mine}:row-7"]
-    assert await (await colleague.get_service("row-7")).answer() == 42
+    service = await colleague.get_service("row-7")
+    assert await service.answer() == 42
     await provider.export({"snap": lambda: "exported"})
     assert await service_ids(colleague) == [f"{mine}:row-7", f"{mine}:default"]
     assert await (await colleague.get_plugin(client)).snap() == "exported"
     await provider.rpc.unregister_service("row-7")
     assert await service_ids(colleague) == [f"{mine}:default"]
     await refused(colleague.get_service("row-7"), "Service not found")
+    await refused(service.answer(), "Method not found")
     await provider.export(Microscope())
     plugin = await colleague.get_plugin(client)
     assert await plugin.snap() == "an image"
