@@ -242,6 +242,13 @@ class Broker:
                 self.registry.drop_if_unused(workspace)
         self.flush()
 
+    def expel_denied(self, workspace: Workspace) -> None:
+        """End the sessions of those who may not be in *workspace* any more."""
+        for member in list(workspace.members.values()):
+            if not may(member.principal, Action.JOIN, workspace).allowed:
+                member.transport.close(1008, "access to the workspace was taken away")
+                self.leave(member, clean=True)
+
     def _detach(self, session: PeerSession) -> None:
         self.registry.remove(session)
         end_session(session)

@@ -15,7 +15,7 @@ from hypha.broker.access import Action, Level, Principal, level_in
 from hypha.broker.endpoint import Function, ServerCall, chunk_functions
 from hypha.broker.registry import Workspace, not_found_hint, parse_registration, registrations
 from hypha.broker.session import PeerSession, Service
-from hypha.broker.tokens import legacy_form, new_user_id
+from hypha.broker.tokens import is_user_id, legacy_form, new_user_id
 from hypha.errors import (
     Conflict,
     InvalidArgument,
@@ -378,7 +378,10 @@ class WorkspaceService:
         existing = self._named(name)
         if existing is None:
             self._require_room(call.principal)
+            if isinstance(name, str) and is_user_id(name) and name != call.principal.id:
+                raise PermissionDenied("a name of this form is some user's own workspace; choose another")
             existing = self._registry.create_workspace(name, persistent=bool(config.get("persistent")))
+            existing.creator = call.principal.email or call.principal.id
             existing.idle_since = self._broker.now()
         elif not overwrite or level_in(call.principal, existing) is not Level.ADMIN:
             raise Conflict(f"Workspace {name} already exists.")
@@ -390,9 +393,9 @@ class WorkspaceService:
 
     def _require_room(self, principal: Principal) -> None:
         limit = self._registry.limits.workspaces_per_principal
-        owner = principal.email or principal.id
-        owned = sum(1 for workspace in self._registry.workspaces.values() if owner in workspace.owners)
-        if owned >= limit:
+        creator = principal.email or principal.id
+        created = sum(1 for workspace in self._registry.workspaces.values() if workspace.creator == creator)
+        if created >= limit:
             raise LimitExceeded(f"workspaces_per_principal = {limit} workspaces are yours already")
 
     async def get_workspace_info(self, call: ServerCall, workspace: str | None = None) -> dict[str, Any]:
@@ -413,6 +416,7 @@ class WorkspaceService:
         if config.get("persistent") and call.principal.is_anonymous:
             raise PermissionDenied("Only registered user can have a persistent workspace.")
         _apply(call.workspace, _workspace_settings({key: value for key, value in config.items() if key != "name"}))
+        self._broker.expel_denied(call.workspace)
 
 
 # --- helpers --------------------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ class ServerSession(Session):
         try:
             message = calls.call(target.name, method, entry.session, str(source), args, dict(kwargs or {}))
             with scope:
-                await self._send(target, stamp, message, source, None)
+                await self._send(target, stamp, message, source, None, alive)
                 await settled.wait()
         finally:
             self._table.close(entry)
@@ -269,11 +269,18 @@ class ServerSession(Session):
         return _value(*outcome[0])
 
     async def _send(
-        self, target: PeerSession, stamp: Fields, message: calls.Message, source: Address, session_id: str | None
+        self,
+        target: PeerSession,
+        stamp: Fields,
+        message: calls.Message,
+        source: Address,
+        session_id: str | None,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Send a message in one piece, or in parts when its receiver could not take it (``protocol.md`` 2.6).
 
-        *session_id* is the caller's session when the message is a result: the parts then keep it alive.
+        *session_id* is the caller's session when the message is a result: the parts then keep it alive. *progress* is
+        called for each part that has arrived.
         """
         header, body = message.encode(stamp)
         part_size = target.dialect.chunk_bytes
@@ -285,6 +292,7 @@ class ServerSession(Session):
         async def cache(operation: str, *args: Any) -> None:
             # All arguments by position: a JavaScript receiver appends the context after them (protocol.md 11.9).
             await self.call(target, CACHE_PREFIX + operation, [key, *args, keeps_alive], source=source, stamp=stamp)
+            progress()
 
         await cache("create")
         for part in slices(header + body, part_size):

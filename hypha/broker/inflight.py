@@ -16,12 +16,12 @@ _MAX_SESSION_ID = 1024  # characters; what clients make is far shorter
 def begin_call(caller: Session, session_id: str, target: Session, to: Address) -> None:
     """Enter a call.
 
-    When the caller has too many, its oldest is forgotten, and only loses the early word. So does a call whose session
-    id is so long that remembering it would be a way to fill the memory.
+    When a client has too many, its oldest is forgotten, and only loses the early word; the server strikes out its
+    own by itself. So is a call whose session id is so long that remembering it would be a way to fill the memory.
     """
     if len(session_id) > _MAX_SESSION_ID:
         return
-    if len(caller.outbound) >= caller.limits.inflight_per_peer:
+    if isinstance(caller, PeerSession) and len(caller.outbound) >= caller.limits.inflight_per_peer:
         end_call(caller, next(iter(caller.outbound)))
     end_call(caller, session_id)
     caller.outbound[session_id] = target

@@ -19,7 +19,8 @@ from hypha.wire.calls import encode_value
 _WORKSPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~|-]*")
 _HIDDEN = ("built-in", "_rintf_")
 _MAX_DESCRIPTION = 64 * 1024  # bytes of one service description: kept while parked, and sent in every list
-_NEAR_NAMES = 500
+_NEAR_NAMES = 100
+_NEAR_LENGTH = 40  # characters; comparing takes the product of both lengths, and nobody mistypes longer names
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +37,8 @@ class Workspace:
     visibility: str = "protected"
     description: str | None = None
     persistent: bool = False
+    #: Whose quota it counts against, whoever owns it later; None for a user's own workspace.
+    creator: str | None = None
     members: dict[str, PeerSession] = field(default_factory=dict)
     parked: dict[str, Parked] = field(default_factory=dict)
     #: trio time since which nobody is connected and nobody may come back; None while somebody is.
@@ -290,10 +293,13 @@ class Registry:
 
         Only so many are looked at as can be compared in passing.
         """
+        if len(service_id) > _NEAR_LENGTH:
+            return []
         own = self.workspaces.get(workspace)
         services = itertools.chain(own.services() if own is not None else (), self.public_services())
         known = self.listable_by(principal, workspace, itertools.islice(services, _NEAR_NAMES))
-        return difflib.get_close_matches(service_id, sorted({service.id for service in known}), n=3)
+        names = sorted({service.id for service in known if len(service.id) <= _NEAR_LENGTH})
+        return difflib.get_close_matches(service_id, names, n=3)
 
 
 def not_found_hint(names: list[str]) -> str:

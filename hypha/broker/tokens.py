@@ -17,6 +17,8 @@ from hypha.wire.address import Address
 _ISSUER = "hypha"
 _LEGACY_MARK = "@imjoy@"
 _CLOCK_SKEW = 30  # seconds
+_USER_ID_LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_USER_ID_SIZE = 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,5 +131,9 @@ def legacy_form(principal_id: str, token: str) -> str:
 
 def new_user_id() -> str:
     """A fresh URL-safe user id of 22 characters. Legacy anonymous workspaces are named after it (A16)."""
-    alphabet = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-    return "".join(secrets.choice(alphabet) for _ in range(22))
+    return "".join(secrets.choice(_USER_ID_LETTERS) for _ in range(_USER_ID_SIZE))
+
+
+def is_user_id(name: str) -> bool:
+    """Whether *name* has the form that :func:`new_user_id` makes, and so may be, or have been, somebody's own."""
+    return len(name) == _USER_ID_SIZE and set(name) <= set(_USER_ID_LETTERS)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _READ_SIZE = 65536
 _WRITE_PARTS = 512  # buffers in one gathering write; the kernel takes at most 1024
+_STAMP_ROOM = 8 * 1024  # bytes of a stamped header, at most (``protocol.md`` 2.6)
 GOODBYE_SECONDS = 1.0
 CLEAN_CODES = frozenset({1000, 1001})
 
@@ -169,6 +170,9 @@ class Connection:
             self.broker.flush()
             with trio.move_on_at(deadline) as scope:
                 await blocked.outbox.wait_room()
+                # Each routing decodes the frame again: not before it can succeed.
+                while blocked.open and not blocked.outbox.fits(len(frame.body) + _STAMP_ROOM):
+                    await blocked.outbox.wait_room()
             if scope.cancelled_caught:
                 cut(self.broker, blocked, "took its messages too slowly")
             await trio.lowlevel.checkpoint_if_cancelled()  # this session itself may have ended meanwhile

@@ -84,6 +84,8 @@ def parse_service_id(text: str) -> ServiceQuery:
     ``workspace/x`` without a colon reads as a *service* here; the legacy reading, a client, is the caller's
     business, because only it knows which clients there are. Raises :class:`InvalidArgument`.
     """
+    if len(text) > 3 * _MAX_NAME:
+        raise InvalidArgument(f"service id {text[:_MAX_NAME]!r}... is too long")
     if text.count("/") > 1 or text.count(":") > 1:
         raise InvalidArgument(f"service id {text[:_MAX_NAME]!r} is not of the form [workspace/][client:]service")
     owner, slash, rest = text.rpartition("/")

@@ -21,6 +21,7 @@ RESERVED = frozenset({"type", "from", "to", "user", "ws", "method", "session", "
 _ENCODED = frozenset(key.encode() for key in RESERVED)
 
 _MAX_KEY = 64  # bytes of a key that the end of a part has cut; no client writes longer ones
+_MAX_ENTRIES = 64  # of the outermost map; clients write four, and each is looked at by itself
 _MAX_OPEN = 32  # lists and maps that reach from one part into the next, one in another
 _MAX_HEAD = 5  # bytes in front of what a text, list or map holds
 
@@ -136,6 +137,8 @@ class BodyScan:
     def _open_one(self, values: int, *, is_map: bool) -> None:
         if not self._begun and not is_map:
             raise ProtocolViolation("the body is not a map")
+        if not self._begun and values > 2 * _MAX_ENTRIES:
+            raise ProtocolViolation(f"the body has more than {_MAX_ENTRIES} entries")
         if len(self._open) >= _MAX_OPEN:
             raise ProtocolViolation(f"more than {_MAX_OPEN} lists and maps of the body are open where a part ends")
         self._begun = True

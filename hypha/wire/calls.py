@@ -20,7 +20,7 @@ from hypha.wire.values import error
 HEARTBEAT_SECONDS = 15.0
 
 # 16 MiB of empty lists would be a GiB of objects and take seconds, so each array and map of a body counts extra.
-_MAX_VALUES = 2_000_000
+MAX_VALUES = 2_000_000
 _CONTAINER_COST = 8
 
 
@@ -65,8 +65,8 @@ def unpack_body(body: Buffer) -> dict[str, Any]:
     """Decode a whole body; an absent one is an empty map. Raises :class:`ProtocolViolation`."""
     if not len(body):
         return {}
-    limits: dict[str, Any] = {"max_array_len": _MAX_VALUES, "max_map_len": _MAX_VALUES}
-    if len(body) * (1 + _CONTAINER_COST) > _MAX_VALUES:  # a short one cannot hold too many
+    limits: dict[str, Any] = {"max_array_len": MAX_VALUES, "max_map_len": MAX_VALUES}
+    if len(body) * (1 + _CONTAINER_COST) > MAX_VALUES:  # a short one cannot hold too many
         limits["list_hook"] = limits["object_hook"] = _counter()
     try:
         extra = msgpack.unpackb(body, strict_map_key=True, **limits)
@@ -79,13 +79,13 @@ def unpack_body(body: Buffer) -> dict[str, Any]:
 
 def _counter() -> Callable[[Any], Any]:
     """A hook for lists and maps that raises :class:`ProtocolViolation` when all of them hold too many values."""
-    room = _MAX_VALUES
+    room = MAX_VALUES
 
     def count(items: Any) -> Any:
         nonlocal room
         room -= len(items) + _CONTAINER_COST
         if room < 0:
-            raise ProtocolViolation(f"the body holds more than {_MAX_VALUES} values")
+            raise ProtocolViolation(f"the body holds more than {MAX_VALUES} values")
         return items
 
     return count

@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from hypha.broker.access import Level, Principal
 from hypha.broker.broker import Credentials
 from hypha.broker.builtin import camel
+from hypha.broker.tokens import new_user_id
 from hypha.config import Limits
 from hypha.errors import NotAuthenticated, PermissionDenied
 from hypha.wire.dialect import MODERN
@@ -723,6 +724,21 @@ async def test_who_is_denied_is_out_at_once(live: Scene) -> None:
     a = live.join("lab/a", principal=live.principal("owner", "lab", Level.ADMIN))
     b = live.join("lab/b", principal=live.principal("guest", "lab"))
     await a.ask("set", {"deny_list": ["guest"]})
-    assert await rejected(b, "list_clients") == "PermissionError: Permission denied for workspace lab."
+    assert b.transport.closed == [(1008, "access to the workspace was taken away")]
+    assert not b.session.open
+    assert list(live.workspace("lab").members) == ["a"]
     with pytest.raises(PermissionDenied):
         live.join("lab/c", principal=live.principal("guest", "lab"))
+
+
+async def test_a_name_of_the_form_of_a_user_id_is_nobody_elses_workspace(live: Scene) -> None:
+    a = live.join("lab/a", principal=live.principal("owner", "lab", Level.ADMIN))
+    assert "some user's own workspace" in await rejected(a, "create_workspace", {"name": new_user_id()})
+
+
+async def test_the_quota_of_workspaces_counts_what_was_created_whoever_owns_it(live: Scene) -> None:
+    a = live.join("lab/a", principal=live.principal("owner", "lab", Level.ADMIN))
+    for number in range(a.session.limits.workspaces_per_principal):
+        await a.ask("create_workspace", {"name": f"w{number}"})
+        live.workspace(f"w{number}").owners.clear()
+    assert "workspaces_per_principal" in await rejected(a, "create_workspace", {"name": "more"})

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from hypha.config import Limits
 from hypha.errors import HyphaError, InvalidArgument, TooLarge, UnsupportedContent
-from hypha.web.bodies import Arguments, body_arguments
+from hypha.web.bodies import Arguments, body_arguments, parse_json
+from hypha.wire.calls import MAX_VALUES
 
 LIMITS = Limits(http_body_bytes=1000)
 
@@ -119,3 +120,15 @@ def test_no_body_raises_anything_else(body: bytes, content_type: str, encoding: 
         return
     assert isinstance(args, list)
     assert all(isinstance(name, str) for name in kwargs)
+
+
+def test_a_body_that_could_hold_millions_of_values_is_refused_by_its_punctuation() -> None:
+    with pytest.raises(InvalidArgument, match="send large arrays as msgpack"):
+        parse_json(b"[" + b"[]," * MAX_VALUES + b"[]]", "the body")
+    with pytest.raises(InvalidArgument, match="not one msgpack value"):
+        read_large(b"\x81\xa1a\xdd" + (3_000_000).to_bytes(4, "big") + b"\x90" * 3_000_000, "application/msgpack")
+
+
+def read_large(body: bytes, content_type: str) -> Arguments:
+    scope = cast(HTTPScope, {"headers": [(b"content-type", content_type.encode())]})
+    return body_arguments(scope, body, Limits(), lambda texts: texts[0])

@@ -129,3 +129,8 @@ def test_what_is_written_is_read_again(workspace: str, client: str, service: str
     query = ServiceQuery(workspace, client, service)
     assert parse_service_id(str(query)) == query
     assert parse_service_id(str(ServiceQuery(None, None, service))) == ServiceQuery(None, None, service)
+
+
+def test_a_service_id_longer_than_its_parts_may_be_is_refused_at_once() -> None:
+    with pytest.raises(InvalidArgument, match="too long"):
+        parse_service_id("a" * 1_000_000)

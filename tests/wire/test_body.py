@@ -134,3 +134,9 @@ def test_a_large_body_is_passed_over_without_being_kept() -> None:
         found.feed(memoryview(data)[start : start + 512_000])
         assert len(found._cut) < 20
     assert found.complete
+
+
+def test_an_outermost_map_of_many_entries_is_refused_before_they_are_looked_at() -> None:
+    scan = BodyScan()
+    with pytest.raises(ProtocolViolation, match="more than 64 entries"):
+        scan.feed(b"\xdf" + (5_000_000).to_bytes(4, "big") + b"\xa1a\x00" * 100)

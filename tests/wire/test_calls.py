@@ -153,9 +153,9 @@ def test_a_body_of_tiny_values_is_refused_before_it_fills_the_memory() -> None:
 )
 def test_the_values_of_a_body_are_counted_exactly(value: object, cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
     body = msgpack.packb({"v": value})
-    monkeypatch.setattr(calls, "_MAX_VALUES", cost + 9)
+    monkeypatch.setattr(calls, "MAX_VALUES", cost + 9)
     assert unpack_body(body) == {"v": value}
-    monkeypatch.setattr(calls, "_MAX_VALUES", cost + 8)
+    monkeypatch.setattr(calls, "MAX_VALUES", cost + 8)
     with pytest.raises(ProtocolViolation):
         unpack_body(body)
 
