@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,7 +194,8 @@ class ChunkPeek:
     in flight (``decisions.md`` 14). What is known here must be what the receiver has. Its store has no owners: so a
     key belongs here to the sender that created it. It refuses parts for reasons of its own: so only calls pass of
     which it refuses all or none. A message of which one part is refused here is forgotten, and nothing of it passes
-    any more. Of each sender the *limit* messages are remembered that moved last: clients that give up never say so.
+    any more. Of each sender the *limit* messages are remembered that moved last, and of parts that came before their
+    turn 32 MiB: clients that give up never say so.
     """
 
     bounds: HeaderBounds
@@ -248,9 +249,12 @@ class ChunkPeek:
     def _remember(self, key: str, message: _Passing) -> None:
         own = self.senders.setdefault(message.sender, {})
         self.messages[key], own[key] = message, None
-        if len(own) > self.limit:
+        while len(own) > self.limit or self._early_bytes(own) > 2 * _MAX_EARLY_BYTES:
             oldest = next(iter(own))
             del self.messages[oldest], own[oldest]
+
+    def _early_bytes(self, keys: Iterable[str]) -> int:
+        return sum(len(part) for key in keys for part in self.messages[key].early.values())
 
 
 def _permitted(message: Frame, permits: Callable[[Frame], bool]) -> Frame:

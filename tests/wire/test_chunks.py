@@ -605,3 +605,14 @@ def test_a_receiver_runs_only_what_the_router_has_seen(
         receiver.take(call)
     assert len(receiver.ran) <= seen
     assert all(message["method"] == "services.svc.f" for message in receiver.ran), receiver.ran
+
+
+def test_parts_that_wait_for_their_turn_are_bounded_for_all_messages_of_a_sender_together() -> None:
+    look, part = peek(limit=64), b"x" * (4 << 20)
+    sender = Sender(look)
+    for number in range(20):
+        sender("create", f"k{number}")
+        sender("set", f"k{number}", 1, part)
+    waiting = sum(len(data) for message in look.messages.values() for data in message.early.values())
+    assert waiting == 32 << 20
+    assert "k19" in look.messages
