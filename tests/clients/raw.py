@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import msgpack
 import pytest
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket_url
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 _NUMBERS = itertools.count(1)
 _LARGEST = 2**26
@@ -177,15 +177,23 @@ def decode(message: bytes) -> dict[str, Any]:
 async def connected(url: str, **parameters: str) -> AsyncIterator[RawPeer]:
     """A raw peer at the server *url*, let in as legacy clients are. Closed with 1000 at the end of the block."""
     client = parameters.setdefault("client_id", f"raw-{next(_NUMBERS)}")
-    address = f"{url.replace('http://', 'ws://')}/ws?{urlencode(parameters)}"
-    async with open_websocket_url(address, max_message_size=_LARGEST) as websocket, trio.open_nursery() as nursery:
+    async with await _open(url) as stream, trio.open_nursery() as nursery:
+        path = f"/ws?{urlencode(parameters)}"
+        websocket = await wrap_client_stream(nursery, stream, "localhost", path, max_message_size=_LARGEST)
         peer = RawPeer(websocket, client)
         nursery.start_soon(peer.read_all)
-        about = await peer.call("workspace-manager", "services.default.get_connection_info")
+        about = await peer.call(MANAGER, "services.default.get_connection_info")
         peer.workspace = about["workspace"]
         yield peer
         assert peer.texts == []
+        with trio.move_on_after(PATIENCE):
+            await websocket.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def _open(url: str) -> trio.SocketStream:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return await trio.open_tcp_stream(host, int(port))
 
 
 @asynccontextmanager
@@ -194,11 +202,9 @@ async def upgraded(url: str, **parameters: str) -> AsyncIterator[trio.SocketStre
 
     Raises :class:`NotLetIn` when the server answers with something else.
     """
-    host, _, port = url.removeprefix("http://").partition(":")
-    stream = await trio.open_tcp_stream(host, int(port))
-    async with stream:
+    async with await _open(url) as stream:
         query = urlencode({"client_id": f"bytes-{next(_NUMBERS)}", **parameters})
-        request = f"GET /ws?{query} HTTP/1.1\r\nHost: {host}\r\n"
+        request = f"GET /ws?{query} HTTP/1.1\r\nHost: localhost\r\n"
         upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         await stream.send_all(f"{request}{upgrade}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
         answer = b""

@@ -490,3 +490,76 @@ async def test_two_hundred_calls_that_wait(neighbours: None, server: Server) -> 
             with refused(f"{silent.name} is not connected"):
                 await caller.answer(f"w{number}")
         assert await caller.call(MANAGER, ECHO, "x") == "x"
+
+
+# --- identities -------------------------------------------------------------------------------------------------
+
+
+async def reconnection_token(peer: RawPeer) -> str:
+    return str((await peer.call(MANAGER, "services.default.get_connection_info"))["reconnection_token"])
+
+
+async def is_let_in(server: Server, **parameters: str) -> bool:
+    with suppress(raw.NotLetIn):
+        async with raw.upgraded(server.url, **parameters):
+            return True
+    return False
+
+
+async def test_a_reconnection_token_is_good_for_one_thing(server: Server) -> None:
+    async with raw.connected(server.url) as peer:
+        token, access = await reconnection_token(peer), await peer.call(MANAGER, "services.default.generate_token")
+        own = {"client_id": peer.client, "reconnection_token": token}
+        wrong = [
+            {"reconnection_token": token},
+            {**own, "reconnection_token": f"{token}x"},
+            {**own, "reconnection_token": access},
+            {"token": token},
+            {"token": token, "workspace": peer.workspace},
+            {"client_id": peer.client, "token": access, "workspace": peer.workspace},
+        ]
+        for parameters in wrong:
+            assert not await is_let_in(server, **parameters), parameters
+        assert await peer.call(MANAGER, ECHO, "still here") == "still here"
+    assert not await is_let_in(server, **own), "the session has said goodbye"
+
+
+async def test_the_newest_holder_of_a_session_has_it(server: Server) -> None:
+    async with raw.connected(server.url) as old:
+        service = {"id": f"{old.client}:mine", "type": "x", "name": "x", "config": {}}
+        await old.call(MANAGER, "services.default.update_client_info", {"id": old.client, "services": [service]})
+        token = await reconnection_token(old)
+        async with raw.connected(server.url, client_id=old.client, reconnection_token=token) as new:
+            assert new.name == old.name
+            assert await old.closed() == 1012
+            (listed,) = await new.call(MANAGER, "services.default.list_services")
+            assert listed["id"] == f"{old.name}:mine"
+
+
+# --- a peer that does not read ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_a_peer_that_stops_reading_is_cut_and_hurts_nobody(
+    start_server: StartServer, start_client: StartClient
+) -> None:
+    """Its callers wait for room a bounded while, then they are told; others are served meanwhile."""
+    with start_server("--limit", "stall_seconds=2", "--limit", "outbox_bytes=2000000") as server:
+        async with (
+            raw.connected(server.url) as caller,
+            start_client(GENERATIONS[1], SCRIPTS / "neighbour.py", server.url) as neighbour,
+        ):
+            await neighbour.wait_for("^ready$")
+            token = await caller.call(MANAGER, "services.default.generate_token")
+            joining = {"client_id": "stalled", "workspace": caller.workspace, "token": token}
+            async with raw.upgraded(server.url, **joining):
+                stalled = f"{caller.workspace}/stalled"
+                for number in range(40):
+                    extra = caller.body(f"c{number}", [b"x" * 500_000])
+                    await caller.send(header(stalled, "services.x.y", f"c{number}"), extra)
+                for number in range(40):
+                    with refused(f"{stalled} is not connected"):
+                        await caller.answer(f"c{number}")
+            neighbour.send_signal(signal.SIGTERM)
+            told = await neighbour.wait_for(r"^echoed (\d+) slowest (\d+) ms$")
+            assert int(told[2]) < NEIGHBOURS_PATIENCE, told[0]
