@@ -42,7 +42,10 @@ async def main():
         "hello": lambda name: "Hello " + name,
     }})
     print("{url}/" + server.config.workspace + "/services/hello-world/hello?name=John")
-    await asyncio.Event().wait()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await server.disconnect()
 
 asyncio.run(main())</pre>
 <p>It prints an address; open it here, or call it from any program.</p>
