@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hypha.broker.access import Action, Principal, may
-from hypha.broker.session import PeerSession, Service, gone_text
+from hypha.broker.session import Offer, PeerSession, Service, gone_text
 from hypha.config import RESERVED_NAMES, Limits
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, PeerGone
 from hypha.wire.address import PUBLIC_WORKSPACE, Address, check_name
@@ -213,6 +213,7 @@ class Registry:
         for service in before.values():
             self._unlist(service)
         session.services = {name: self._service(session, entry, before.get(name)) for name, entry in entries.items()}
+        session.offer = _most_open(session.address.workspace, session.services.values())
         for service in session.services.values():
             self._by_service_id.setdefault(service.id, {})[service] = None
 
@@ -344,6 +345,11 @@ def registrations(session: PeerSession) -> tuple[Registration, ...]:
         Registration(service.id, service.name, service.type, service.config, service.description, service.since)
         for service in session.services.values()
     )
+
+
+def _most_open(workspace: str, services: Collection[Service]) -> Offer:
+    visibility = "unlisted" if any(service.visibility != "protected" for service in services) else "protected"
+    return Offer(workspace, visibility, frozenset().union(*(service.authorized_workspaces for service in services)))
 
 
 def _texts(value: object) -> list[str]:

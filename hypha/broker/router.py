@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hypha.broker.access import Action, may
 from hypha.broker.inflight import begin_call, settle
 from hypha.broker.registry import Registry
-from hypha.broker.session import PeerSession, gone_text
+from hypha.broker.session import Offer, PeerSession, Service, gone_text
 from hypha.errors import HyphaError, LimitExceeded, PermissionDenied, ProtocolViolation
 from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address, parse_target
 from hypha.wire.body import check_body
@@ -153,19 +153,14 @@ class Router:
             return target in sender.correspondents
         if method.startswith(_BUILT_IN):
             known = method in _OPEN_BUILT_INS or method.startswith(CACHE_PREFIX)
-            return known and (target in sender.correspondents or self._may_call_any(sender, target))
-        return self._may_call(sender, target, method.split(".", 2)[1])
+            return known and (target in sender.correspondents or self._may_call(sender, target, target.offer))
+        service = target.services.get(method.split(".", 2)[1])
+        return service is not None and self._may_call(sender, target, service)
 
-    def _may_call(self, sender: PeerSession, target: PeerSession, service_id: str) -> bool:
-        service = target.services.get(service_id)
-        workspace = self._registry.workspaces.get(target.address.workspace)
-        if service is None or workspace is None:
-            return False
+    def _may_call(self, sender: PeerSession, target: PeerSession, service: Service | Offer) -> bool:
+        workspace = self._registry.workspaces[target.address.workspace]
         home = sender.address.workspace
         return may(sender.principal, Action.CALL_SERVICE, workspace, service, caller_workspace=home).allowed
-
-    def _may_call_any(self, sender: PeerSession, target: PeerSession) -> bool:
-        return any(self._may_call(sender, target, service_id) for service_id in target.services)
 
     # --- what cannot be delivered -----------------------------------------------------------------------------
 

@@ -16,6 +16,15 @@ from hypha.wire.dialect import Dialect
 from hypha.wire.frame import Fields, HeaderBounds
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The most open of several services: whoever may call it may call one of them, and nobody else may."""
+
+    workspace: str
+    visibility: str = "protected"
+    authorized_workspaces: frozenset[str] = frozenset()
+
+
 @dataclass(slots=True, eq=False)
 class Service:
     """A registration as others see it. The functions stay with the provider (``protocol.md`` 3.3).
@@ -62,6 +71,8 @@ class Session(ABC):
         self.limits = limits
         self.open = True
         self.services: dict[str, Service] = {}
+        #: All of them as one, for what is permitted to whoever may call any.
+        self.offer = Offer(address.workspace)
         #: Event types that this peer asked to hear when they are broadcast (``protocol.md`` 5.9).
         self.subscriptions: set[str] = set()
         #: Calls of this peer that wait for an answer: session id -> who was asked (``decisions.md`` 15).

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypha.broker.access import Level, Principal
+from hypha.broker.registry import Registration
 from hypha.broker.session import header_bounds
 from hypha.config import Limits
 from hypha.errors import ProtocolViolation
@@ -232,6 +233,26 @@ async def test_inside_a_workspace_everything_passes(offer: str, scene: Scene) ->
         assert len(b.received()) == 1, method
     a.send(event("b"))
     assert len(b.received()) == 1
+
+
+async def test_one_open_service_among_many_opens_the_built_in(scene: Scene) -> None:
+    a, b = scene.join("elsewhere/a"), scene.join("lab/b")
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({}, False),
+        ({"visibility": "unlisted"}, True),
+        ({"authorized_workspaces": ["x", "elsewhere"]}, True),
+        ({"authorized_workspaces": ["x"]}, False),
+        ({"visibility": "public"}, True),
+    ]
+    for config, opens in cases:
+        services = {f"svc{number}": config if number == 13 else {} for number in range(20)}
+        entries = [Registration(name, name, "t", config, None) for name, config in services.items()]
+        scene.broker.registry.announce(b.session, entries)
+        a.send({"type": "method", "to": "lab/b", "method": "services.built-in.ping"})
+        assert len(b.received()) == opens, config
+    b.announce()
+    a.send({"type": "method", "to": "lab/b", "method": "services.built-in.ping"})
+    assert b.received() == []
 
 
 async def test_events_do_not_cross_workspaces_not_even_between_partners(scene: Scene) -> None:
