@@ -145,8 +145,10 @@ class Fields:
 
 def encode_header(fields: Mapping[str, Any], *more: Fields) -> bytes:
     """One msgpack map of *fields* and the encoded *more*."""
-    packed = packer.pack(fields)
-    count = len(fields) + sum(part.count for part in more)
-    skip = 1 if len(fields) < 16 else 3
-    head = bytes((0x80 | count,)) if count < 16 else struct.pack(">BH", 0xDE, count)
-    return b"".join((head, memoryview(packed)[skip:], *(part.data for part in more)))
+    packed, count = packer.pack(fields), len(fields)
+    parts = [b"", packed[1 if count < 16 else 3 :]]  # without its own head, for which there is one for all below
+    for part in more:
+        count += part.count
+        parts.append(part.data)
+    parts[0] = bytes((0x80 | count,)) if count < 16 else struct.pack(">BH", 0xDE, count)
+    return b"".join(parts)

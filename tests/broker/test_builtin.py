@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from hypha.broker.access import Level, Principal
+from hypha.broker.access import Action, Level, Principal
 from hypha.broker.broker import Credentials
 from hypha.broker.builtin import camel
 from hypha.broker.tokens import new_user_id
@@ -105,6 +105,30 @@ async def test_every_function_answers_under_both_of_its_names(live: Scene) -> No
             await a.ask(spell(name), *args(a))
     offered = {path.removeprefix("services.default.") for path in live.broker.server.functions if ".default." in path}
     assert offered == {spell(name) for name in {*SAFE_TO_CALL, *ASKING} for spell in spellings}
+
+
+WRITING, ADMINISTERING = {"update_client_info", "register_service"}, {"set"}
+
+
+async def test_every_function_says_what_its_caller_must_be_allowed_to_do(live: Scene) -> None:
+    for path, function in live.broker.server.functions.items():
+        prefix, _, name = path.rpartition(".")
+        expected: Action | None = Action.READ
+        if prefix != "services.default":
+            expected = None  # the built-in service, whose functions look themselves who is asking
+        elif name in {spell for known in WRITING for spell in (known, camel(known))}:
+            expected = Action.WRITE
+        elif name in ADMINISTERING:
+            expected = Action.ADMINISTER
+        assert function.needs is expected, path
+
+
+async def test_who_may_only_read_changes_nothing(live: Scene) -> None:
+    a = live.join("lab/a", principal=live.principal("reader", "lab", Level.READ))
+    for name in sorted(WRITING | ADMINISTERING):
+        text = await rejected(a, name, {"id": "a"})
+        assert text == "PermissionError: Permission denied for workspace lab.", name
+    assert a.session.services == {}
 
 
 @pytest.mark.parametrize(
