@@ -48,7 +48,7 @@ ARROWS: dict[str, Set[str]] = {
 FOREIGN: dict[str, Set[str]] = {
     "wire": {"msgpack"},
     "broker": {"jwt", "trio"},
-    "web": {"h11", "hypercorn", "msgpack", "quart", "quart_trio", "trio", "websockets", "werkzeug"},
+    "web": {"h11", "hypercorn", "quart", "quart_trio", "trio", "websockets", "werkzeug"},
     "launch": {"trio", "yaml"},
     "apps": {"playwright", "trio"},
     "scale": {"trio"},
