@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypha.errors import ProtocolViolation
@@ -24,6 +24,8 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=10), inner, max_size=20),
     max_leaves=60,
 )
+#: The bodies are large.
+FEW = settings(max_examples=40, deadline=None)
 BODIES = st.dictionaries(st.sampled_from(["args", "promise", "with_kwargs", "t", "x" * 40]), VALUES)
 
 
@@ -45,6 +47,7 @@ def passes(data: bytes, size: int) -> bool:
         return False
 
 
+@FEW
 @given(body=BODIES, sizes=st.lists(st.integers(1, 400), min_size=1, max_size=10))
 def test_what_clients_send_passes_in_any_parts(body: dict[str, Any], sizes: list[int]) -> None:
     data = msgpack.packb(body)
@@ -53,6 +56,7 @@ def test_what_clients_send_passes_in_any_parts(body: dict[str, Any], sizes: list
     assert scan(data, len(data)).complete
 
 
+@FEW
 @given(body=BODIES, cut=st.floats(0, 1, exclude_max=True), size=st.integers(1, 50))
 def test_a_body_is_complete_only_at_its_end(body: dict[str, Any], cut: float, size: int) -> None:
     data = msgpack.packb(body)
@@ -62,6 +66,7 @@ def test_a_body_is_complete_only_at_its_end(body: dict[str, Any], cut: float, si
         scan(data + b"\xc0", size)
 
 
+@FEW
 @given(body=BODIES, name=st.sampled_from(sorted(RESERVED)), value=VALUES, last=st.booleans(), size=st.integers(1, 100))
 def test_a_field_of_the_header_does_not_pass(
     body: dict[str, Any], name: str, value: Any, last: bool, size: int
@@ -73,6 +78,7 @@ def test_a_field_of_the_header_does_not_pass(
         scan(data, size)
 
 
+@FEW
 @given(st.sampled_from(sorted(RESERVED)), VALUES)
 def test_the_same_name_further_inside_is_a_users(name: str, value: Any) -> None:
     data = msgpack.packb({"args": [{name: value}], "promise": {name: [name]}})
