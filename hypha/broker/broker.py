@@ -274,8 +274,7 @@ class Broker:
             self.registry.drop_if_unused(workspace)
 
     def _remember_end(self, identity: str) -> None:
-        # A minute longer than the tokens, which are read with some patience for clocks that differ.
-        self._ended[identity] = self.now() + self.limits.reconnection_token_seconds + 60
+        self._ended[identity] = self.now() + self.limits.reconnection_token_seconds
         while len(self._ended) > _ENDED_REMEMBERED:
             self._ended.popitem(last=False)
 
