@@ -41,7 +41,7 @@ TRACEBACK = (
     "Traceback (most recent call last):\n"
     '  File "/home/someone/site-packages/imjoy_rpc/hypha/rpc.py", line 820, in run_method\n'
     "    result = await method(*args, **kwargs)\n"
-    '  File "/home/someone/work/worker.py", line 5, in fail\n'
+    '  File "/home/someone/scripts/worker.py", line 5, in fail\n'
     "    raise {error}\n"
     "{error}\n"
 )
