@@ -20,10 +20,11 @@ from hypha.broker.registry import Parked, Registration, Registry, Suspended, Wor
 from hypha.broker.router import Router
 from hypha.broker.session import PeerSession
 from hypha.broker.tokens import Resumption, Tokens, new_user_id
-from hypha.config import Config
+from hypha.config import Config, Limits
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, NotAuthenticated, PermissionDenied
 from hypha.wire.address import Address, check_client_id, check_name
 from hypha.wire.dialect import Dialect
+from hypha.wire.frame import FrameReader, HeaderBounds
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +61,10 @@ class Broker:
         self.dirty: DirtyOutboxes = {}
         mounted = {mount.path.split("/")[1] for mount in config.static_mounts} - {""}
         self.registry = Registry(config.limits, mounted)
-        self.server = ServerSession(server_id, self.registry, config.limits, self.dirty)
+        self.reader = FrameReader(header_bounds(config.limits))
+        self.server = ServerSession(server_id, self.registry, config.limits, self.dirty, self.reader)
         self.server.functions.update(builtin.functions(self))
-        self.router = Router(self.registry, self.server, server_id)
+        self.router = Router(self.registry, self.server, self.reader)
         self._clock = clock
         self._generation = 0
         self._next_look = 0.0  # trio time
@@ -303,3 +305,8 @@ class Broker:
         while self._ended and next(iter(self._ended.values())) <= now:
             self._ended.popitem(last=False)
         self.flush()
+
+
+def header_bounds(limits: Limits) -> HeaderBounds:
+    """How large the header of a message may be."""
+    return HeaderBounds(limits.header_bytes, limits.header_keys, limits.header_depth)

@@ -20,7 +20,7 @@ from hypha.broker.access import ROOT, Action, Principal, may
 from hypha.broker.inflight import begin_call, end_call, settle
 from hypha.broker.outbox import DirtyOutboxes, flush_dirty
 from hypha.broker.registry import Registry, Workspace
-from hypha.broker.session import PeerSession, Session, gone_text, header_bounds, server_stamp
+from hypha.broker.session import PeerSession, Session, gone_text, server_stamp
 from hypha.config import Limits
 from hypha.errors import (
     CallTimeout,
@@ -39,7 +39,7 @@ from hypha.wire.address import LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address
 from hypha.wire.calls import CallBody, CallTable, Promise
 from hypha.wire.chunks import CACHE_PREFIX, slices
 from hypha.wire.dialect import MODERN
-from hypha.wire.frame import Fields, Frame, parse_frame
+from hypha.wire.frame import Fields, Frame, FrameReader
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +87,12 @@ class ServerSession(Session):
     *functions* maps the whole path of a method (``services.default.echo``) to what runs it.
     """
 
-    def __init__(self, server_id: str, registry: Registry, limits: Limits, dirty: DirtyOutboxes) -> None:
+    def __init__(
+        self, server_id: str, registry: Registry, limits: Limits, dirty: DirtyOutboxes, reader: FrameReader
+    ) -> None:
         super().__init__(Address("*", server_id), ROOT, MODERN, 0, limits)
         self.functions: dict[str, Function] = {}
+        self.reader = reader
         self._registry = registry
         self._dirty = dirty
         self._table = CallTable()
@@ -120,7 +123,7 @@ class ServerSession(Session):
     async def _serve(self, sender: PeerSession, frame: Frame, to: Address, substitute: str | None) -> None:
         """One call, in the nursery of the caller's connection: ends with the call or with the connection."""
         try:
-            body = calls.parse_call(frame.body, frame.session)
+            body = calls.parse_call(frame.extra(), frame.session)
             await self._run(sender, frame, to, body, substitute or frame.method or "")
         except HyphaError as exc:
             logger.info("call from %s cannot be answered: %s", sender.name, exc)
@@ -190,8 +193,8 @@ class ServerSession(Session):
         """A result, an error or a heartbeat. What nobody waits for is refused, so that an imjoy-rpc provider
         whose heartbeat it is stops the function (``decisions.md`` 21)."""
         try:
-            known = self._table.receive(sender.name, str(to), method, frame.body)
-            promise = calls.parse_call(frame.body, frame.session).promise if frame.wants_answer else None
+            known = self._table.receive(sender.name, str(to), frame)
+            promise = calls.parse_call(frame.extra(), frame.session).promise if frame.wants_answer else None
         except HyphaError as exc:
             logger.info("unreadable answer from %s: %s", sender.name, exc)
             return
@@ -353,7 +356,7 @@ def chunk_functions(server: ServerSession) -> dict[str, Function]:
         server.keep_alive(call, key, heartbeat)
 
     async def process(call: ServerCall, key: str, heartbeat: bool = False) -> None:
-        frame = parse_frame(call.sender.chunks.take(_text(key)), header_bounds(server.limits))
+        frame = server.reader.read(call.sender.chunks.take(_text(key)))
         if frame.method is not None and frame.method.startswith(CACHE_PREFIX):
             raise ProtocolViolation("a message in parts cannot itself be a part")
         settle(call.sender, server, frame)

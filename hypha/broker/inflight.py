@@ -21,10 +21,12 @@ def begin_call(caller: Session, session_id: str, target: Session, to: Address) -
     """
     if len(session_id) > _MAX_SESSION_ID:
         return
-    if isinstance(caller, PeerSession) and len(caller.outbound) >= caller.limits.inflight_per_peer:
-        end_call(caller, next(iter(caller.outbound)))
-    end_call(caller, session_id)
-    caller.outbound[session_id] = target
+    outbound = caller.outbound
+    if len(outbound) >= caller.limits.inflight_per_peer and isinstance(caller, PeerSession):
+        end_call(caller, next(iter(outbound)))
+    if session_id in outbound:
+        end_call(caller, session_id)
+    outbound[session_id] = target
     target.inbound[caller, session_id] = to
 
 

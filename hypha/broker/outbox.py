@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import trio
 
 from hypha.wire.frame import Buffer
+
+#: Bytes up to which what waits is joined before it is written.
+_JOINED = 65536
 
 
 class Transport(Protocol):
@@ -57,8 +59,8 @@ class Outbox:
         self._dirty = dirty
         self._limit = limit
         self._reserve = reserve
-        self._parts: deque[Buffer] = deque()
-        self._room = trio.Event()
+        self._parts: list[Buffer] = []
+        self._room = trio.lowlevel.ParkingLot()
         self._writing = False
         self.pending = 0
         self.missed = 0
@@ -71,21 +73,21 @@ class Outbox:
         """Whether a message of *size* bytes would find room; one message always enters an empty queue."""
         return self.pending + size <= self._limit or (not self.pending and self._limit >= 0)
 
-    def put(self, *parts: Buffer) -> bool:
-        """Queue one message made of *parts*. False when there is no room."""
-        size = sum(map(len, parts))
+    def put(self, header: Buffer, body: Buffer = b"") -> bool:
+        """Queue one message. False when there is no room."""
+        size = len(header) + len(body)
         if not self.fits(size):
             return False
-        self._enter(size, parts)
+        self._enter(size, header, body)
         return True
 
-    def put_control(self, *parts: Buffer) -> bool:
+    def put_control(self, header: Buffer, body: Buffer = b"") -> bool:
         """Queue a message of the server's own. False, and counted as missed, when even the reserve is full."""
-        size = sum(map(len, parts))
+        size = len(header) + len(body)
         if not self.fits(size - self._reserve):
             self.missed += 1
             return False
-        self._enter(size, parts)
+        self._enter(size, header, body)
         return True
 
     def put_raw(self, data: bytes) -> None:
@@ -95,10 +97,9 @@ class Outbox:
             self.pending += len(data)
             self._dirty[self] = None
 
-    def _enter(self, size: int, parts: Sequence[Buffer]) -> None:
+    def _enter(self, size: int, header: Buffer, body: Buffer) -> None:
         head = self._transport.frame(size)
-        self._parts.append(head)
-        self._parts.extend(parts)
+        self._parts += (head, header, body)
         self.pending += len(head) + size
         self._dirty[self] = None
 
@@ -106,23 +107,35 @@ class Outbox:
         """Write what the socket takes now; hand the rest to the writer task."""
         if self._writing or not self._parts:
             return
-        self._took(self._transport.write_now(self._parts))
+        self._took(self._transport.write_now(self._gathered()))
         if self._parts:
             self._writing = True
             self.stalled_since = trio.current_time()
             self._transport.start_soon(self._drain)
 
+    def _gathered(self) -> list[Buffer]:
+        """The parts, as one where copying them costs less than handing each to the kernel."""
+        if self.pending <= _JOINED and len(self._parts) > 1:
+            self._parts = [b"".join(self._parts)]
+        return self._parts
+
     def _took(self, count: int) -> None:
         if not count or self._limit < 0:
             return
         self.pending -= count
-        parts = self._parts
-        while parts and count >= len(parts[0]):
-            count -= len(parts.popleft())
-        if count:
-            parts[0] = memoryview(parts[0])[count:]
-        self._room.set()
-        self._room = trio.Event()
+        if not self.pending:
+            self._parts.clear()
+        else:
+            whole = 0
+            for part in self._parts:
+                if count < len(part):
+                    break
+                count -= len(part)
+                whole += 1
+            del self._parts[:whole]
+            if count:
+                self._parts[0] = memoryview(self._parts[0])[count:]
+        self._room.unpark_all()
 
     async def _drain(self) -> None:
         """The writer: sends until the queue is empty. A broken socket ends it; the reader finds the same.
@@ -136,7 +149,7 @@ class Outbox:
                 await self._transport.send_all(part)
                 self._took(len(part))
                 if self._parts:
-                    self._took(self._transport.write_now(self._parts))
+                    self._took(self._transport.write_now(self._gathered()))
                 self.stalled_since = trio.current_time()
             self.stalled_since = None
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -145,14 +158,13 @@ class Outbox:
             self._writing = False
             if self._parts:
                 self.close()
-            self._room.set()
-            self._room = trio.Event()
+            self._room.unpark_all()
 
     async def wait_room(self) -> None:
         """Wait until the peer has taken something, or is gone. Cancel it freely."""
         self.flush()
         if self._writing:
-            await self._room.wait()
+            await self._room.park()
         else:
             await trio.lowlevel.checkpoint()
 
@@ -162,7 +174,7 @@ class Outbox:
         self._parts.clear()
         self.pending = 0
         self._limit = self._reserve = -1
-        self._room.set()
+        self._room.unpark_all()
 
 
 #: The outboxes that were put into since the last flush, in order. One per broker: whoever puts without flushing

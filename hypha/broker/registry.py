@@ -128,6 +128,8 @@ class Registry:
     def __init__(self, limits: Limits, reserved: Iterable[str] = ()) -> None:
         self.limits = limits
         self.workspaces: dict[str, Workspace] = {}
+        #: The clients connected now, of all workspaces, by ``workspace/client``.
+        self.peers: dict[str, PeerSession] = {}
         self._reserved = RESERVED_NAMES | frozenset(reserved)
         self._by_service_id: dict[str, dict[Service, None]] = {}
         self._by_principal: dict[str, dict[PeerSession, None]] = {}
@@ -161,8 +163,7 @@ class Registry:
 
     def find(self, address: Address) -> PeerSession | None:
         """The client connected at *address* now."""
-        workspace = self.workspaces.get(address.workspace)
-        return workspace.members.get(address.client) if workspace is not None else None
+        return self.peers.get(str(address))
 
     def add(self, session: PeerSession) -> None:
         """Enter a session into its workspace, which must exist and have no other under its id."""
@@ -171,7 +172,7 @@ class Registry:
             raise Conflict(f"client id {session.address.client!r} is connected already")
         if len(workspace.members) >= self.limits.sessions_per_workspace:
             raise LimitExceeded(f"sessions_per_workspace = {self.limits.sessions_per_workspace} are connected already")
-        workspace.members[session.address.client] = session
+        workspace.members[session.address.client] = self.peers[session.name] = session
         workspace.idle_since = None
         self._by_principal.setdefault(session.principal.id, {})[session] = None
 
@@ -182,7 +183,7 @@ class Registry:
         session.services.clear()
         workspace = self.workspaces.get(session.address.workspace)
         if workspace is not None and workspace.members.get(session.address.client) is session:
-            del workspace.members[session.address.client]
+            del workspace.members[session.address.client], self.peers[session.name]
             same_principal = self._by_principal[session.principal.id]
             del same_principal[session]
             if not same_principal:

@@ -18,7 +18,7 @@ from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPA
 from hypha.wire.body import check_body
 from hypha.wire.calls import is_declared, rejection
 from hypha.wire.chunks import CACHE_PREFIX, by_position, overwriting
-from hypha.wire.frame import Fields, Frame, encode_header
+from hypha.wire.frame import Frame, FrameReader, encode_header
 
 if TYPE_CHECKING:
     from hypha.broker.endpoint import ServerSession
@@ -32,14 +32,13 @@ _OPEN_BUILT_INS = frozenset({"services.built-in.get_service", "services.built-in
 class Router:
     """Delivers frames between the sessions of *registry* and the server's own session, *server*.
 
-    *server_id* is the client part of the server's modern address ``*/<server_id>``, the same for the life of the
-    data directory.
+    *reader* reads the headers of messages that come in parts.
     """
 
-    def __init__(self, registry: Registry, server: ServerSession, server_id: str) -> None:
+    def __init__(self, registry: Registry, server: ServerSession, reader: FrameReader) -> None:
         self._registry = registry
         self._server = server
-        self._server_id = server_id
+        self._reader = reader
 
     def route(self, sender: PeerSession, frame: Frame) -> PeerSession | None:
         """Deal with *frame* and return None, or return the session whose outbox has no room for it.
@@ -49,6 +48,9 @@ class Router:
         """
         if not sender.open:
             return None
+        target = self._registry.peers.get(frame.to)
+        if target is not None:
+            return self._to_peer(sender, target, frame)
         if frame.to == "*":
             self._broadcast(sender, frame)
             return None
@@ -63,7 +65,7 @@ class Router:
             return None
         target = self._registry.find(to)
         if target is not None:
-            return self._to_peer(sender, target, frame, to)
+            return self._to_peer(sender, target, frame)
         self.refuse(sender, frame, to, gone_text(to))
         return None
 
@@ -71,73 +73,64 @@ class Router:
         """Whether the server itself answers at *to* (``protocol.md`` 2.4)."""
         if to.client == LEGACY_SERVER_CLIENT or to.client == HTTP_CLIENT:
             return True
-        return to.client == self._server_id and to.workspace in {"*", PUBLIC_WORKSPACE}
+        return to.client == self._server.address.client and to.workspace in {"*", PUBLIC_WORKSPACE}
 
-    def _to_peer(self, sender: PeerSession, target: PeerSession, frame: Frame, to: Address) -> PeerSession | None:
+    def _to_peer(self, sender: PeerSession, target: PeerSession, frame: Frame) -> PeerSession | None:
         # Who may not write to the target must not wait for its room either: waiting too long cuts the target.
         if not self._permits(sender, target, frame):
-            self._deny(sender, frame, to)
+            self._deny(sender, frame, target.address)
             return None
-        substitute = sender.dialect.redirection(frame.method or "", target.dialect)
-        if substitute is not None:
-            self._server.redirected(sender, frame, target, substitute)
-            return None
+        if sender.dialect.redirections:
+            substitute = sender.dialect.redirection(frame.method or "", target.dialect)
+            if substitute is not None:
+                self._server.redirected(sender, frame, target, substitute)
+                return None
+        operation = _chunk_operation(frame)
         try:
-            check_body(frame.body)
-            self._make_receivable(sender, target, frame)
+            check_body(frame)
+            if operation is not None:
+                _make_receivable(sender, target, operation, frame)
         except HyphaError as exc:
-            self._refuse_unreadable(sender, target, frame, to, exc)
+            self._refuse_unreadable(sender, target, frame, exc)
             return None
-        header = encode_header(frame.fields, target.wire_to, sender.stamp)
+        frame.fields["to"] = target.name
+        header = encode_header(frame.fields, sender.stamp)
         size = len(header) + len(frame.body)
         if size > target.frame_limit:
-            self._refuse_unreadable(sender, target, frame, to, _oversize(size, target))
+            self._refuse_unreadable(sender, target, frame, _oversize(size, target))
         elif not target.outbox.fits(size):
             return target
         else:
-            self._pass_on(sender, target, header, frame, to)
+            self._pass_on(sender, target, header, operation, frame)
         return None
 
-    def _pass_on(self, sender: PeerSession, target: PeerSession, header: bytes, frame: Frame, to: Address) -> None:
-        try:
-            message = self._message(sender, target, frame)
-        except PermissionDenied:
-            self._deny(sender, frame, to)
-            return
-        except HyphaError as exc:
-            self.refuse(sender, frame, to, exc.remote_text())
-            return
+    def _pass_on(
+        self, sender: PeerSession, target: PeerSession, header: bytes, operation: str | None, frame: Frame
+    ) -> None:
+        message = None
+        if operation is not None:
+            try:
+                message = self._completed(sender, target, operation, frame)
+            except PermissionDenied:
+                self._deny(sender, frame, target.address)
+                return
+            except HyphaError as exc:
+                self.refuse(sender, frame, target.address, exc.remote_text())
+                return
         target.outbox.put(header, frame.body)
-        self._note(sender, target, frame, to)
-        if message is not frame:
-            self._note(sender, target, message, to)
+        _note(sender, target, frame)
+        if message is not None:
+            _note(sender, target, message)
         if sender.address.workspace != target.address.workspace:
             target.heard_from(sender)
 
-    def _make_receivable(self, sender: PeerSession, target: PeerSession, frame: Frame) -> None:
-        """Write a chunk call as its receiver must get it. Doing it twice changes nothing more."""
-        operation = _chunk_operation(frame)
-        if operation == "create":
-            frame.body = overwriting(frame, compact=target.dialect.compact_promise)
-        elif operation is not None and target.dialect.by_position and not sender.dialect.by_position:
-            frame.body = by_position(operation, frame)
-
-    def _message(self, sender: PeerSession, target: PeerSession, frame: Frame) -> Frame:
-        """The message that *frame* means: itself, or the one that it completes when it came in parts."""
-        operation = _chunk_operation(frame)
-        if operation is None:
-            return frame
+    def _completed(self, sender: PeerSession, target: PeerSession, operation: str, frame: Frame) -> Frame | None:
+        """The message that a chunk call completes, if it does."""
         permits = partial(self._permits, sender, target)
         compact = target.dialect.compact_promise
-        message = target.chunk_peek.pass_through(sender, operation, frame, permits, compact=compact)
+        message = target.chunk_peek.pass_through(sender, operation, frame, permits, self._reader, compact=compact)
         sender.known_by.add(target)
-        return message or frame
-
-    def _note(self, sender: PeerSession, target: PeerSession, message: Frame, to: Address) -> None:
-        """Enter a call that passes, strike out one whose answer passes."""
-        settle(sender, target, message)
-        if message.wants_answer and message.session is not None:
-            begin_call(sender, message.session, target, to)
+        return message
 
     # --- policy for frames (``decisions.md`` 16) --------------------------------------------------------------
 
@@ -171,7 +164,7 @@ class Router:
 
     def _is_readable(self, sender: PeerSession, frame: Frame) -> bool:
         try:
-            check_body(frame.body)
+            check_body(frame)
         except ProtocolViolation as exc:
             sender.malformed += 1
             logger.info("dropped an event from %s: %s", sender.name, exc)
@@ -182,11 +175,9 @@ class Router:
         logger.info("refused %r from %s to %s", (frame.method or frame.type)[:200], sender.name, to)
         self.refuse(sender, frame, to, gone_text(to))
 
-    def _refuse_unreadable(
-        self, sender: PeerSession, target: PeerSession, frame: Frame, to: Address, error: HyphaError
-    ) -> None:
+    def _refuse_unreadable(self, sender: PeerSession, target: PeerSession, frame: Frame, error: HyphaError) -> None:
         """A frame that its receiver could not take fails where somebody waits for it (``decisions.md`` 11)."""
-        self.refuse(sender, frame, to, error.remote_text())
+        self.refuse(sender, frame, target.address, error.remote_text())
         session_id, _, name = (frame.method or "").rpartition(".")
         if name in ("resolve", "reject") and session_id:
             settle(sender, target, frame)
@@ -198,14 +189,29 @@ class Router:
         if frame.type == "method":
             self.refuse(sender, frame, sender.address, "ValueError: a call cannot be broadcast; name one target")
         elif may(sender.principal, Action.WRITE, workspace).allowed and self._is_readable(sender, frame):
-            everybody = Fields.encode({"to": str(Address(workspace.name, "*"))})
-            header = encode_header(frame.fields, everybody, sender.stamp)
+            frame.fields["to"] = str(Address(workspace.name, "*"))
+            header = encode_header(frame.fields, sender.stamp)
             size = len(header) + len(frame.body)
             for member in workspace.members.values():
                 if frame.type in member.subscriptions:
                     fits = size <= member.frame_limit
                     if not fits or not member.outbox.put(header, frame.body):
                         member.outbox.missed += 1
+
+
+def _note(sender: PeerSession, target: PeerSession, message: Frame) -> None:
+    """Enter a call that passes, strike out one whose answer passes."""
+    settle(sender, target, message)
+    if message.session is not None and message.wants_answer:
+        begin_call(sender, message.session, target, target.address)
+
+
+def _make_receivable(sender: PeerSession, target: PeerSession, operation: str, frame: Frame) -> None:
+    """Write a chunk call as its receiver must get it. Doing it twice changes nothing more."""
+    if operation == "create":
+        frame.set_body(overwriting(frame, compact=target.dialect.compact_promise))
+    elif target.dialect.by_position and not sender.dialect.by_position:
+        frame.set_body(by_position(operation, frame))
 
 
 def _chunk_operation(frame: Frame) -> str | None:

@@ -13,7 +13,7 @@ from hypha.wire.address import Address
 from hypha.wire.calls import Message, rejection
 from hypha.wire.chunks import ChunkPeek, ChunkStore
 from hypha.wire.dialect import Dialect
-from hypha.wire.frame import Fields, HeaderBounds
+from hypha.wire.frame import Fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,9 @@ class Session(ABC):
         #: Sessions of other workspaces that had a permitted frame delivered here, oldest first (``decisions.md`` 16).
         self.correspondents: dict[Session, None] = {}
         #: The look at the messages in parts that are on their way here (``decisions.md`` 14).
-        self.chunk_peek = ChunkPeek(header_bounds(limits), limits.chunked_messages_per_peer)
+        self.chunk_peek = ChunkPeek(limits.chunked_messages_per_peer)
         #: Sessions that keep something about this one, to be told when it ends.
         self.known_by: set[Session] = set()
-        self.wire_to = Fields.encode({"to": self.name})
         self.stamp = Fields.encode(
             {"from": self.name, "user": principal.to_wire(address.workspace), "ws": address.workspace}
         )
@@ -163,11 +162,6 @@ class PeerSession(Session):
     def peer_gone(self, session_id: str, address: Address) -> None:
         # In the name of the peer that is gone (protocol.md 2.5).
         self.tell(rejection(self.name, session_id, gone_text(address)), address)
-
-
-def header_bounds(limits: Limits) -> HeaderBounds:
-    """How large a header may be."""
-    return HeaderBounds(limits.header_bytes, limits.header_keys, limits.header_depth)
 
 
 def server_stamp(sender: Address, workspace: str | None = None) -> Fields:

@@ -17,7 +17,7 @@ from werkzeug.http import parse_options_header
 from hypha.config import Limits
 from hypha.errors import InvalidArgument, ProtocolViolation, TooLarge, UnsupportedContent
 from hypha.web.http import header
-from hypha.wire.calls import MAX_VALUES, unpack_body
+from hypha.wire.frame import MAX_VALUES, unpack_body
 
 Arguments = tuple[list[Any], dict[str, Any]]
 

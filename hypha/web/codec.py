@@ -122,26 +122,29 @@ class Codec:
     # --- frames in ----------------------------------------------------------------------------------------------
 
     def _frames(self, data: bytes) -> Iterator[Incoming]:
-        view = memoryview(data)
         position, end = 0, len(data)
         while end - position >= 2:
             first, second = data[position], data[position + 1]
             size, start = second & 0x7F, position + 6
-            if size > 125:
-                width = 2 if size == 126 else 8
-                if end - position < 2 + width:
+            if size == 126:
+                if end - position < 4:
                     break
-                size = int.from_bytes(view[position + 2 : position + 2 + width], "big")
-                start += width
+                size = data[position + 2] << 8 | data[position + 3]
+                start += 2
+            elif size == 127:
+                if end - position < 10:
+                    break
+                size = int.from_bytes(data[position + 2 : position + 10], "big")
+                start += 8
             if first != _WHOLE_MESSAGE or second < _MASKED or size > self._limit or self._opcode:
                 self._check(first, second, size)
             stop = start + size
             if stop > end:
                 if size > LARGE and start <= end:
-                    self._large = _LargeFrame(first, size, bytes(view[start - 4 : start]), view[start:end])
+                    self._large = _LargeFrame(first, size, data[start - 4 : start], memoryview(data)[start:end])
                     position = end
                 break
-            payload = apply_mask(view[start:stop], view[start - 4 : start])
+            payload = apply_mask(data[start:stop], data[start - 4 : start])
             position = stop
             if first == _WHOLE_MESSAGE and not self._opcode:
                 yield payload

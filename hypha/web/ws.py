@@ -7,7 +7,6 @@ while the socket is full; all of them end with the connection.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import socket
@@ -20,12 +19,12 @@ from typing import Any
 import trio
 
 from hypha.broker.broker import Admission, Broker
-from hypha.broker.session import PeerSession, header_bounds
+from hypha.broker.session import PeerSession
 from hypha.config import Limits
 from hypha.errors import HyphaError, ProtocolViolation
-from hypha.web.codec import Closed, Codec, Reply, message_head
+from hypha.web.codec import Closed, Codec, Message, Reply, message_head
 from hypha.wire.dialect import Dialect
-from hypha.wire.frame import Buffer, Frame, parse_frame
+from hypha.wire.frame import Buffer, Frame
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,9 @@ class WebsocketTransport:
         if descriptor < 0:
             return 0
         try:
-            return os.writev(descriptor, list(itertools.islice(buffers, _WRITE_PARTS)))
+            if len(buffers) == 1:
+                return os.write(descriptor, buffers[0])
+            return os.writev(descriptor, buffers[:_WRITE_PARTS])
         except OSError:
             return 0  # full, or broken: the writer task finds out which
 
@@ -118,8 +119,10 @@ class Connection:
         limits = self.broker.limits
         frames, started = 0, time.perf_counter()
         for item in self.transport.codec.feed(data):
-            if isinstance(item, bytes | bytearray):
-                await self._message(item)
+            if isinstance(item, Message):
+                blocked = self._message(item)
+                if blocked is not None:
+                    await self._wait_and_route(*blocked)
             elif isinstance(item, Reply):
                 self._pong = item.data
             elif item is not None:
@@ -151,17 +154,17 @@ class Connection:
             self.transport.close(1003, "this client generation sends binary messages only")
         return 1006
 
-    async def _message(self, data: Buffer) -> None:
+    def _message(self, data: Buffer) -> tuple[Frame, PeerSession] | None:
+        """Route a message. Returns it, and the session that has no room for it, when it cannot be delivered yet."""
         try:
-            frame = parse_frame(data, header_bounds(self.broker.limits))
+            frame = self.broker.reader.read(data)
         except ProtocolViolation as exc:
             self.session.malformed += 1
             if self.session.malformed == 1:  # their number stands in the line of the end
                 logger.info("dropped a message from %s: %s", self.session.name, exc)
-            return
+            return None
         blocked = self.broker.router.route(self.session, frame)
-        if blocked is not None:
-            await self._wait_and_route(frame, blocked)
+        return None if blocked is None else (frame, blocked)
 
     async def _wait_and_route(self, frame: Frame, blocked: PeerSession | None) -> None:
         """The only wait of the frame path: for room at a slow target, which is cut when there is none in time."""

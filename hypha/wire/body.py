@@ -13,8 +13,7 @@ import struct
 import msgpack
 
 from hypha.errors import ProtocolViolation
-from hypha.wire.calls import unpack_body
-from hypha.wire.frame import Buffer
+from hypha.wire.frame import Buffer, Frame, unpack_body
 
 #: The fields that the server stamps or decides by, and the name under which receivers keep them for functions.
 RESERVED = frozenset({"type", "from", "to", "user", "ws", "method", "session", "parent", "ctx"})
@@ -35,16 +34,51 @@ _SIZED = (
 )
 _MAPS = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
 _CONTAINERS = _MAPS | {*range(0x90, 0xA0), 0xDC, 0xDD}
-#: Numbers and the extensions of a fixed size: at most 18 bytes.
-_SHORT = frozenset({*range(0xCA, 0xD9)})
+#: The first byte of a number, or of an extension of a fixed size -> its size in bytes.
+_SHORT = dict(zip(range(0xCA, 0xD9), (5, 9, 2, 3, 5, 9, 2, 3, 5, 9, 3, 4, 6, 10, 18), strict=True))
+#: The same for all values of a fixed size.
+_FIXED = _SHORT | dict.fromkeys((*range(0x80), *range(0xC0, 0xC4), *range(0xE0, 0x100)), 1)
+_LONG_BYTES = frozenset({0xC5, 0xC6})
+_NO_BYTES = b"\xc4\x00"
+_LONG = 4096  # bytes; shorter ones are copied sooner than passed over
+_MAX_LOOKED_AT = 256  # values that are looked at one by one
 _LIST = struct.Struct(">BI")
 
 
-def check_body(body: Buffer) -> None:
-    """Raise :class:`ProtocolViolation` unless *body* is absent or may pass."""
-    for key in unpack_body(body):
-        if key in RESERVED:
-            raise _reserved(key)
+def check_body(frame: Frame) -> None:
+    """Raise :class:`ProtocolViolation` unless the body of *frame* is absent or may pass."""
+    extra = frame.extra() if frame.is_decoded else unpack_body(_without_long_bytes(frame.body))
+    if not RESERVED.isdisjoint(extra):
+        raise _reserved(next(key for key in extra if key in RESERVED))
+
+
+def _without_long_bytes(body: Buffer) -> Buffer:
+    """*body* with nothing in the place of long byte strings, which may hold anything.
+
+    Most large messages are a few small values around an array; so they are checked without being copied. Where there
+    are many values the rest is left as it is.
+    """
+    data = memoryview(body)
+    kept: list[Buffer] = []
+    position = begin = looked_at = 0
+    missing = 1
+    while missing and position < len(data) and looked_at < _MAX_LOOKED_AT:
+        first = data[position]
+        missing -= 1
+        looked_at += 1
+        if first in _FIXED:
+            position += _FIXED[first]
+            continue
+        head, number = _read_head(data[position : position + _MAX_HEAD])
+        if first in _CONTAINERS:
+            missing += number
+            position += head
+        elif first in _LONG_BYTES and number >= _LONG and position + head + number <= len(data):
+            kept += [data[begin:position], _NO_BYTES]
+            position = begin = position + head + number
+        else:
+            position += head + number
+    return b"".join((*kept, data[begin:])) if kept else body
 
 
 def _reserved(key: str) -> ProtocolViolation:

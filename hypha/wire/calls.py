@@ -10,18 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgpack
-
 from hypha.errors import InvalidArgument, ProtocolViolation, RemoteError
-from hypha.wire.frame import Buffer, Fields, encode_header, packer
+from hypha.wire.frame import Fields, Frame, encode_header, packer
 from hypha.wire.values import error
 
 #: Seconds between heartbeats that the server asks of a callee.
 HEARTBEAT_SECONDS = 15.0
-
-# 16 MiB of empty lists would be a GiB of objects and take seconds, so each array and map of a body counts extra.
-MAX_VALUES = 2_000_000
-_CONTAINER_COST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +40,8 @@ class CallBody:
     promise: Promise | None
 
 
-def parse_call(body: Buffer, session: str | None) -> CallBody:
-    """Decode the second value of a ``method`` message. Raises :class:`ProtocolViolation`."""
-    extra = unpack_body(body)
+def parse_call(extra: dict[str, Any], session: str | None) -> CallBody:
+    """What the second value of a ``method`` message means. Raises :class:`ProtocolViolation`."""
     args = extra.get("args") or []
     if not isinstance(args, list):
         raise ProtocolViolation("'args' must be an array")
@@ -59,36 +52,6 @@ def parse_call(body: Buffer, session: str | None) -> CallBody:
             raise ProtocolViolation("'with_kwargs' needs a map as the last argument")
         kwargs.pop("_rkwargs", None)
     return CallBody(args, kwargs, _parse_promise(extra, session))
-
-
-def unpack_body(body: Buffer) -> dict[str, Any]:
-    """Decode a whole body; an absent one is an empty map. Raises :class:`ProtocolViolation`."""
-    if not len(body):
-        return {}
-    limits: dict[str, Any] = {"max_array_len": MAX_VALUES, "max_map_len": MAX_VALUES}
-    if len(body) * (1 + _CONTAINER_COST) > MAX_VALUES:  # a short one cannot hold too many
-        limits["list_hook"] = limits["object_hook"] = _counter()
-    try:
-        extra = msgpack.unpackb(body, strict_map_key=True, **limits)
-    except ValueError as exc:  # msgpack's own exceptions and UnicodeDecodeError are ValueErrors
-        raise ProtocolViolation("the body is not one msgpack value") from exc
-    if not isinstance(extra, dict):
-        raise ProtocolViolation("the body is not a map")
-    return extra
-
-
-def _counter() -> Callable[[Any], Any]:
-    """A hook for lists and maps that raises :class:`ProtocolViolation` when all of them hold too many values."""
-    room = MAX_VALUES
-
-    def count(items: Any) -> Any:
-        nonlocal room
-        room -= len(items) + _CONTAINER_COST
-        if room < 0:
-            raise ProtocolViolation(f"the body holds more than {MAX_VALUES} values")
-        return items
-
-    return count
 
 
 def _parse_promise(extra: dict[str, Any], session: str | None) -> Promise | None:
@@ -230,13 +193,13 @@ class CallTable:
         """Forget a call; late answers find nothing and are dropped."""
         self.pending.pop(entry.session, None)
 
-    def receive(self, sender: str, to: str, method: str, body: Buffer) -> bool:
-        """Take a ``<session>.resolve``, ``.reject`` or ``.heartbeat`` message.
+    def receive(self, sender: str, to: str, frame: Frame) -> bool:
+        """Take *frame*, a ``<session>.resolve``, ``.reject`` or ``.heartbeat`` message.
 
         Returns False when there is no such call, or it was not asked of *sender* at *to*: nobody else may settle
         it (``protocol.md`` 4.4). An answer that cannot be read fails the call with :class:`RemoteError`.
         """
-        session, _, name = method.rpartition(".")
+        session, _, name = (frame.method or "").rpartition(".")
         entry = self.pending.get(session)
         if entry is None or entry.target != sender or entry.caller != to:
             return False
@@ -245,7 +208,7 @@ class CallTable:
         elif name in {"resolve", "reject"}:
             self.close(entry)
             try:
-                args = parse_call(body, None).args
+                args = parse_call(frame.extra(), None).args
             except ProtocolViolation as exc:
                 entry.settle(False, RemoteError(f"{sender} sent an answer that cannot be read: {exc}"))
             else:

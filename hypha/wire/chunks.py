@@ -8,8 +8,8 @@ from typing import Any
 
 from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDenied, ProtocolViolation, TooLarge
 from hypha.wire.body import BodyScan
-from hypha.wire.calls import encode_value, unpack_body
-from hypha.wire.frame import Buffer, Frame, HeaderBounds, parse_frame
+from hypha.wire.calls import encode_value
+from hypha.wire.frame import Buffer, Frame, FrameReader
 
 #: Method prefix of the chunk functions in every peer's built-in service.
 CACHE_PREFIX = "services.built-in.message_cache."
@@ -18,7 +18,7 @@ MAX_KEY = 1024
 _PART_ROOM = 128  # bytes that a stored part is charged beside its own
 
 #: What clients write into a chunk call.
-_HEADER = frozenset({"type", "method", "session"})
+_HEADER = frozenset({"to", "type", "method", "session"})
 _BODY = frozenset({"args", "with_kwargs", "promise", "t"})
 _PROMISE = frozenset({"resolve", "reject", "heartbeat", "interval"})
 
@@ -57,7 +57,7 @@ def parse_chunk_call(operation: str, frame: Frame, *, compact: bool) -> dict[str
     """
     if not frame.fields.keys() <= _HEADER:
         raise ProtocolViolation(f"message_cache.{operation} has a header that no client writes")
-    extra = unpack_body(frame.body)
+    extra = frame.extra()
     given = _arguments(operation, extra)
     if not extra.keys() <= _BODY or not _is_promise(extra.get("promise"), frame.session, compact=compact):
         raise ProtocolViolation(f"message_cache.{operation} has a body or a promise that no client writes")
@@ -112,10 +112,7 @@ def overwriting(frame: Frame, *, compact: bool) -> Buffer:
     :func:`parse_chunk_call` does.
     """
     given = parse_chunk_call("create", frame, compact=compact)
-    extra = unpack_body(frame.body)
-    extra.pop("with_kwargs", None)
-    extra["args"] = [given["key"], given.get("heartbeat", False), True]
-    return encode_value(extra)
+    return _with_arguments(frame, [given["key"], given.get("heartbeat", False), True])
 
 
 def by_position(operation: str, frame: Frame) -> Buffer:
@@ -124,14 +121,18 @@ def by_position(operation: str, frame: Frame) -> Buffer:
     imjoy-rpc 0.5.6 gives ``heartbeat`` by keyword. A JavaScript receiver would take the map of keywords for a true
     ``heartbeat`` and refuse the message (``protocol.md`` 11.9). Raises :class:`ProtocolViolation`.
     """
-    extra = unpack_body(frame.body)
-    if not extra.get("with_kwargs"):
+    if not frame.extra().get("with_kwargs"):
         return frame.body
-    given = _arguments(operation, extra)
-    del extra["with_kwargs"]
+    given = _arguments(operation, frame.extra())
     names = _SIGNATURES[operation]
     count = 1 + max(index for index, name in enumerate(names) if name in given)
-    extra["args"] = [given.get(name, False) for name in names[:count]]
+    return _with_arguments(frame, [given.get(name, False) for name in names[:count]])
+
+
+def _with_arguments(frame: Frame, args: list[Any]) -> bytes:
+    """The body of *frame* with *args* by position."""
+    extra = {**frame.extra(), "args": args}
+    extra.pop("with_kwargs", None)
     return encode_value(extra)
 
 
@@ -152,7 +153,7 @@ class _Passing:
     #: Parts that came before their turn.
     early: dict[int, bytes] = field(default_factory=dict)
 
-    def take(self, operation: str, given: dict[str, Any], bounds: HeaderBounds) -> bool:
+    def take(self, operation: str, given: dict[str, Any], reader: FrameReader) -> bool:
         """Take one part. Returns whether the header is known from now on. Raises :class:`ProtocolViolation`."""
         index = given["index"] if operation == "set" else self.next_index
         if self.operation not in {"", operation}:
@@ -165,19 +166,21 @@ class _Passing:
             raise ProtocolViolation("too many parts came before their turn")
         unknown = self.head is None
         while self.next_index in self.early:
-            self._follow(self.early.pop(self.next_index), bounds)
+            self._follow(self.early.pop(self.next_index), reader)
             self.next_index += 1
         return unknown and self.head is not None
 
-    def _follow(self, data: bytes, bounds: HeaderBounds) -> None:
+    def _follow(self, data: bytes, reader: FrameReader) -> None:
         if self.head is not None:
             self.body.feed(data)
             return
-        self.head = parse_frame(data, bounds)
+        self.head = reader.read(data)
         if self.head.method is not None and self.head.method.startswith(CACHE_PREFIX):
             raise ProtocolViolation("a message in parts cannot itself be a part")
         self.body.feed(self.head.body)
-        self.head.body, self.head.fields = b"", {}  # what policy asks for is remembered, the rest is not
+        # What policy asks for is remembered, the rest is not.
+        self.head.set_body(b"")
+        self.head.fields = {}
 
     def whole(self) -> Frame:
         """The header of a message whose last part has passed. Raises :class:`ProtocolViolation`."""
@@ -198,20 +201,27 @@ class ChunkPeek:
     turn 32 MiB: clients that give up never say so.
     """
 
-    bounds: HeaderBounds
     limit: int
     messages: dict[str, _Passing] = field(default_factory=dict)
     #: The keys of each sender, the one that moved last at the end.
     senders: dict[Hashable, dict[str, None]] = field(default_factory=dict)
 
     def pass_through(
-        self, sender: Hashable, operation: str, frame: Frame, permits: Callable[[Frame], bool], *, compact: bool
+        self,
+        sender: Hashable,
+        operation: str,
+        frame: Frame,
+        permits: Callable[[Frame], bool],
+        reader: FrameReader,
+        *,
+        compact: bool,
     ) -> Frame | None:
         """Look at one chunk call. Returns the inner message at ``process``, None for the other operations.
 
-        *permits* says whether an inner message may pass; it is asked as soon as its header is known, and again when
-        it is complete. *compact*: see :func:`parse_chunk_call`. Raises :class:`PermissionDenied` when it may not,
-        :class:`InvalidArgument` for a key of another sender, :class:`ProtocolViolation` for what no client sends.
+        *reader* reads its header. *permits* says whether it may pass; it is asked as soon as the header is known, and
+        again when the message is complete. *compact*: see :func:`parse_chunk_call`. Raises :class:`PermissionDenied`
+        when it may not, :class:`InvalidArgument` for a key of another sender, :class:`ProtocolViolation` for what no
+        client sends.
         """
         given = parse_chunk_call(operation, frame, compact=compact)
         key, heartbeat = given["key"], given.get("heartbeat", False)
@@ -227,7 +237,7 @@ class ChunkPeek:
             raise ProtocolViolation("the parts of a message have one heartbeat, or none has")
         if operation == "process":
             return _permitted(message.whole(), permits)
-        if message.take(operation, given, self.bounds) and message.head is not None:
+        if message.take(operation, given, reader) and message.head is not None:
             _permitted(message.head, permits)
         self._remember(key, message)
         return None

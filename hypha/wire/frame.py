@@ -1,9 +1,9 @@
-"""One message: a header, decoded, and a body, never decoded by the router (``protocol.md`` 2.1 to 2.3)."""
+"""One message: a header, decoded, and a body, which goes on as it came (``protocol.md`` 2.1 to 2.3)."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,22 @@ from hypha.errors import ProtocolViolation
 
 Buffer = bytes | bytearray | memoryview
 
+#: Bytes of a message up to which it is decoded whole, in one go and once. Of a longer one the body is decoded when
+#: somebody needs it: to most of them it is a few fields around an array.
+SMALL = 32 * 1024
 _PEEK = 4096  # bytes; headers are a few hundred, so a large body is not touched to find its beginning
-_NAMED_FIELDS = ("type", "method", "session", "parent")
 _STAMPED_FIELDS = ("from", "user", "ws")
 
+# 16 MiB of empty lists would be a GiB of objects and take seconds, so each array and map of a body counts extra.
+MAX_VALUES = 2_000_000
+_CONTAINER_COST = 8
+
+_NOT_MSGPACK = "the message is not msgpack"
+_NOT_ONE_VALUE = "the body is not one msgpack value"
+_NOT_A_MAP = "the body is not a map"
+
 packer = msgpack.Packer(autoreset=True)
+_MAP_HEADS = [bytes((0x80 | count,)) for count in range(16)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,49 +40,133 @@ class HeaderBounds:
     depth: int = 32
 
 
-@dataclass(slots=True)
 class Frame:
     """A parsed message.
 
-    *fields* is the header without ``to`` and without what only the server may say (``from``, ``user``, ``ws``);
-    unknown fields are kept. *body* is the rest of the message, as it came.
+    *fields* is the header without what only the server may say (``from``, ``user``, ``ws``); unknown fields are kept.
+    *body* is the rest of the message, as it came.
     """
 
-    to: str
-    type: str
-    method: str | None
-    session: str | None
-    parent: str | None
-    fields: dict[str, Any]
-    body: Buffer
+    __slots__ = ("_extra", "_flaw", "body", "fields", "method", "parent", "session", "to", "type")
+
+    def __init__(
+        self,
+        to: str,
+        kind: str,
+        method: str | None,
+        session: str | None,
+        parent: str | None,
+        fields: dict[str, Any],
+        body: Buffer,
+        extra: dict[str, Any] | None = None,
+        flaw: str | None = None,
+    ) -> None:
+        """*extra* is the decoded body, *flaw* why it cannot be decoded; without either it is decoded when needed."""
+        self.to = to
+        self.type = kind
+        self.method = method
+        self.session = session
+        self.parent = parent
+        self.fields = fields
+        self.body = body
+        self._extra = extra
+        self._flaw = flaw
 
     @property
     def wants_answer(self) -> bool:
         """True for a primary call, false for results, heartbeats and events (``protocol.md`` 2.5)."""
         return self.session is not None and self.type == "method"
 
+    @property
+    def is_decoded(self) -> bool:
+        """Whether :meth:`extra` costs nothing."""
+        return self._extra is not None or self._flaw is not None
 
-def parse_frame(data: Buffer, bounds: HeaderBounds) -> Frame:
-    """Parse one binary message without copying its body. Raises :class:`ProtocolViolation`."""
-    header, size = _first_value(data, bounds.size)
-    if type(header) is not dict:
-        raise ProtocolViolation("the message does not begin with a map")
-    if len(header) > bounds.fields:
-        raise ProtocolViolation(f"the header has more than header_keys = {bounds.fields} fields")
-    to = header.pop("to", None)
-    if type(to) is not str or not to:
-        raise ProtocolViolation("the header has no 'to'")
-    for name in _STAMPED_FIELDS:
-        header.pop(name, None)
-    named = [_text_field(header, name) for name in _NAMED_FIELDS]
-    kind, method, session, parent = named
-    if kind is None:
-        raise ProtocolViolation("the header has no 'type'")
-    if kind == "method" and not method:
-        raise ProtocolViolation("a call needs a 'method'")
-    if len(header) > len(named) - named.count(None):
-        _check_unknown(header, bounds.depth)
-    return Frame(to, kind, method, session, parent, header, memoryview(data)[size:])
+    def extra(self) -> dict[str, Any]:
+        """The decoded body, an empty map when there is none. Raises :class:`ProtocolViolation`."""
+        if self._extra is None:
+            if self._flaw is not None:
+                raise ProtocolViolation(self._flaw)
+            self._extra = unpack_body(self.body)
+        return self._extra
+
+    def set_body(self, body: Buffer) -> None:
+        """Put another *body* in the place of the one that came."""
+        self.body, self._extra, self._flaw = body, None, None
+
+
+class FrameReader:
+    """Reads messages whose headers are within *bounds*.
+
+    It keeps nothing from one message to the next, so that one reader serves all connections of a thread.
+    """
+
+    def __init__(self, bounds: HeaderBounds) -> None:
+        self._bounds = bounds
+        self._small = min(SMALL, bounds.size)
+        self._begin()
+
+    def _begin(self) -> None:
+        # A fresh one for each message would cost more than the decoding of most of them.
+        self._unpacker = msgpack.Unpacker(strict_map_key=True, max_buffer_size=max(self._small, 1))
+        self._taken = 0  # bytes that the unpacker has passed
+
+    def read(self, data: Buffer) -> Frame:
+        """Read one binary message. A long body is not copied. Raises :class:`ProtocolViolation`."""
+        if len(data) > self._small:
+            header, size = _first_value(data, self._bounds.size)
+            return self._frame(header, memoryview(data)[size:], None, None)
+        unpacker, start = self._unpacker, self._taken
+        extra: Any = {}
+        flaw = None
+        try:
+            unpacker.feed(data)
+            header = unpacker.unpack()
+            size = unpacker.tell() - start
+        except (ValueError, msgpack.OutOfData):
+            self._begin()
+            raise ProtocolViolation(_NOT_MSGPACK) from None
+        if size < len(data):
+            try:
+                extra = unpacker.unpack()
+                if type(extra) is not dict:
+                    extra, flaw = None, _NOT_A_MAP
+                if unpacker.tell() - start != len(data):
+                    extra, flaw = None, _NOT_ONE_VALUE
+            except (ValueError, msgpack.OutOfData):
+                extra, flaw = None, _NOT_ONE_VALUE
+        if flaw is None:
+            self._taken = start + len(data)
+        else:
+            self._begin()
+        return self._frame(header, data[size:], extra, flaw)
+
+    def _frame(self, header: Any, body: Buffer, extra: dict[str, Any] | None, flaw: str | None) -> Frame:
+        if type(header) is not dict:
+            raise ProtocolViolation("the message does not begin with a map")
+        if len(header) > self._bounds.fields:
+            raise ProtocolViolation(f"the header has more than header_keys = {self._bounds.fields} fields")
+        for name in _STAMPED_FIELDS:
+            header.pop(name, None)
+        to, kind, method = header.get("to"), header.get("type"), header.get("method")
+        session, parent = header.get("session"), header.get("parent")
+        if type(to) is not str or not to:
+            raise ProtocolViolation("the header has no 'to'")
+        known = 5 - (method, session, parent).count(None)
+        if kind is None:
+            raise ProtocolViolation("the header has no 'type'")
+        if (
+            type(kind) is not str
+            or (method is not None and type(method) is not str)
+            or (session is not None and type(session) is not str)
+            or (parent is not None and type(parent) is not str)
+        ):
+            raise _no_text(header)
+        if kind == "method" and not method:
+            raise ProtocolViolation("a call needs a 'method'")
+        if len(header) > known:
+            _check_others(header, self._bounds.depth)
+        return Frame(to, kind, method, session, parent, header, body, extra, flaw)
 
 
 def _first_value(data: Buffer, limit: int) -> tuple[Any, int]:
@@ -87,47 +182,77 @@ def _first_value(data: Buffer, limit: int) -> tuple[Any, int]:
     except ValueError as exc:
         if len(data) > limit:
             raise ProtocolViolation(f"no header within header_bytes = {limit} bytes") from exc
-        raise ProtocolViolation("the message is not msgpack") from exc
+        raise ProtocolViolation(_NOT_MSGPACK) from exc
 
 
 def first_value(data: Buffer) -> tuple[Any, int]:
     """Decode the first msgpack value of *data*; return it and its size in bytes.
 
-    Extension types are refused. Raises ValueError when the value is incomplete or malformed.
+    Raises ValueError when the value is incomplete or malformed.
     """
     try:
-        return msgpack.unpackb(data, strict_map_key=True, max_ext_len=0, ext_hook=_no_extension), len(data)
+        return msgpack.unpackb(data, strict_map_key=True), len(data)
     except msgpack.ExtraData as exc:
         return exc.unpacked, len(data) - len(exc.extra)
 
 
-def _no_extension(code: int, data: bytes) -> Any:
-    raise ValueError(f"extension type {code}")  # reached by one without data, which max_ext_len lets pass
+def _no_text(header: Mapping[str, Any]) -> ProtocolViolation:
+    names = ("type", "method", "session", "parent")
+    wrong = next(name for name in names if header.get(name) is not None and type(header[name]) is not str)
+    return ProtocolViolation(f"header field {wrong!r} must be text")
 
 
-def _text_field(header: dict[str, Any], name: str) -> str | None:
-    value = header.get(name)
-    if value is None:
-        header.pop(name, None)
-        return None
-    if type(value) is not str:
-        raise ProtocolViolation(f"header field {name!r} must be text")
-    return value
-
-
-def _check_unknown(header: dict[Any, Any], depth: int) -> None:
-    """Fields that we do not know go on to the receiver, which must be able to read them."""
+def _check_others(header: dict[Any, Any], depth: int) -> None:
+    """What is null counts as absent. What we do not know goes on to the receiver, who must be able to read it."""
+    for name in ("method", "session", "parent"):
+        if name in header and header[name] is None:
+            del header[name]
     if not all(type(name) is str for name in header):
         raise ProtocolViolation("header fields must have names of text")
-    if _is_deeper(header, depth):
-        raise ProtocolViolation(f"the header is nested deeper than header_depth = {depth}")
+    for value in header.values():
+        _check_plain(value, depth, depth)
 
 
-def _is_deeper(value: Any, allowed: int) -> bool:
+def _check_plain(value: Any, allowed: int, depth: int) -> None:
+    """Raise :class:`ProtocolViolation` for extension types, and for lists and maps deeper than *allowed* more."""
+    if isinstance(value, msgpack.ExtType | msgpack.Timestamp):
+        raise ProtocolViolation("the header must not hold extension types")
     if not isinstance(value, dict | list):
-        return False
-    items = value.values() if isinstance(value, dict) else value
-    return allowed == 0 or any(_is_deeper(item, allowed - 1) for item in items)
+        return
+    if allowed == 1:
+        raise ProtocolViolation(f"the header is nested deeper than header_depth = {depth}")
+    for item in value.values() if isinstance(value, dict) else value:
+        _check_plain(item, allowed - 1, depth)
+
+
+def unpack_body(body: Buffer) -> dict[str, Any]:
+    """Decode a whole body; an absent one is an empty map. Raises :class:`ProtocolViolation`."""
+    if not len(body):
+        return {}
+    limits: dict[str, Any] = {"max_array_len": MAX_VALUES, "max_map_len": MAX_VALUES}
+    if len(body) * (1 + _CONTAINER_COST) > MAX_VALUES:  # a short one cannot hold too many
+        limits["list_hook"] = limits["object_hook"] = _counter()
+    try:
+        extra = msgpack.unpackb(body, strict_map_key=True, **limits)
+    except ValueError as exc:  # msgpack's own exceptions and UnicodeDecodeError are ValueErrors
+        raise ProtocolViolation(_NOT_ONE_VALUE) from exc
+    if not isinstance(extra, dict):
+        raise ProtocolViolation(_NOT_A_MAP)
+    return extra
+
+
+def _counter() -> Callable[[Any], Any]:
+    """A hook for lists and maps that raises :class:`ProtocolViolation` when all of them hold too many values."""
+    room = MAX_VALUES
+
+    def count(items: Any) -> Any:
+        nonlocal room
+        room -= len(items) + _CONTAINER_COST
+        if room < 0:
+            raise ProtocolViolation(f"the body holds more than {MAX_VALUES} values")
+        return items
+
+    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +268,11 @@ class Fields:
         return cls(len(fields), b"".join(packer.pack(name) + packer.pack(value) for name, value in fields.items()))
 
 
-def encode_header(fields: Mapping[str, Any], *more: Fields) -> bytes:
-    """One msgpack map of *fields* and the encoded *more*."""
-    packed, count = packer.pack(fields), len(fields)
-    parts = [b"", packed[1 if count < 16 else 3 :]]  # without its own head, for which there is one for all below
-    for part in more:
-        count += part.count
-        parts.append(part.data)
-    parts[0] = bytes((0x80 | count,)) if count < 16 else struct.pack(">BH", 0xDE, count)
-    return b"".join(parts)
+def encode_header(fields: Mapping[str, Any], stamp: Fields) -> bytes:
+    """One msgpack map of *fields* and the encoded *stamp*."""
+    count = len(fields)
+    packed = packer.pack(fields)
+    own = packed[1:] if count < 16 else packed[3:]  # without its own head, for which there is one for both
+    count += stamp.count
+    head = _MAP_HEADS[count] if count < 16 else struct.pack(">BH", 0xDE, count)
+    return b"".join((head, own, stamp.data))

@@ -19,10 +19,10 @@ import trio
 from hypha.broker.access import Level, Principal
 from hypha.broker.broker import Admission, Broker, Credentials
 from hypha.broker.registry import Registration, Workspace
-from hypha.broker.session import PeerSession, header_bounds
+from hypha.broker.session import PeerSession
 from hypha.config import Config, Limits
 from hypha.wire.dialect import LEGACY, Dialect
-from hypha.wire.frame import Buffer, parse_frame
+from hypha.wire.frame import Buffer
 
 #: A wall clock for tokens: seconds since the epoch at which a test begins.
 EPOCH = 1_700_000_000.0
@@ -178,7 +178,7 @@ class Peer:
 
     def send(self, header: dict[str, Any], body: object = None) -> PeerSession | None:
         """Send one message and flush. Returns the session that had no room, as the router does."""
-        frame = parse_frame(pack_message(header, body), header_bounds(self.broker.limits))
+        frame = self.broker.reader.read(pack_message(header, body))
         blocked = self.broker.router.route(self.session, frame)
         self.broker.flush()
         return blocked

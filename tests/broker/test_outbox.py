@@ -103,8 +103,8 @@ def test_a_flush_writes_everything_at_once() -> None:
 @pytest.mark.parametrize("first", range(26))
 async def test_a_partial_write_at_every_byte_is_continued_there(first: int) -> None:
     async with writing(first) as (transport, box):
-        assert box.put(b"abc", b"", b"defgh")
-        assert box.put(b"", b"ijk", memoryview(b"lmnop"))
+        assert box.put(b"abc", b"defgh")
+        assert box.put(b"", memoryview(b"ijklmnop"))
         assert box.pending == 24
         box.flush()
         assert box.pending == max(0, 24 - first)
@@ -116,7 +116,7 @@ async def test_a_partial_write_at_every_byte_is_continued_there(first: int) -> N
         assert (box.pending, box.stalled_since) == (0, None)
 
 
-@given(st.lists(st.lists(st.binary(max_size=9), min_size=1, max_size=3), min_size=1, max_size=6), st.data())
+@given(st.lists(st.lists(st.binary(max_size=9), min_size=1, max_size=2), min_size=1, max_size=6), st.data())
 def test_bytes_arrive_whole_and_in_order_however_the_socket_takes_them(
     messages: list[list[bytes]], data: st.DataObject
 ) -> None:
@@ -187,9 +187,9 @@ async def test_large_messages_are_written_in_pieces_with_a_clock_for_each(autoju
 # --- waking ---------------------------------------------------------------------------------------------------
 
 
-async def test_who_waits_for_room_is_woken_by_the_first_byte() -> None:
+async def test_who_waits_for_room_is_woken_by_the_first_part_that_was_taken() -> None:
     async with writing() as (transport, box):
-        assert box.put(b"x" * 96)
+        assert box.put(b"x" * 100_000)  # too much to be joined
         woken: list[int] = []
 
         async def wait(number: int) -> None:

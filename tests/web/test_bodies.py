@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypha.config import Limits
 from hypha.errors import HyphaError, InvalidArgument, TooLarge, UnsupportedContent
 from hypha.web.bodies import Arguments, body_arguments, parse_json
-from hypha.wire.calls import MAX_VALUES
+from hypha.wire.frame import MAX_VALUES
 
 LIMITS = Limits(http_body_bytes=1000)
 

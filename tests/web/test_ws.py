@@ -326,13 +326,13 @@ async def test_a_chunk_of_messages_is_one_write_to_each_target(tmp_path: Path, m
 
 async def send_and_count(sender: Peer, friends: list[Peer], monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[int] = []
-    real_writev = os.writev
+    real_write = os.write
 
-    def counted(descriptor: int, buffers: Any) -> int:
+    def counted(descriptor: int, data: Any) -> int:
         writes.append(descriptor)
-        return real_writev(descriptor, buffers)
+        return real_write(descriptor, data)
 
-    monkeypatch.setattr(os, "writev", counted)
+    monkeypatch.setattr(os, "write", counted)
     events = [
         BytesMessage(encode({"type": "method", "to": friend.name, "method": "x.y"}, {"args": [number]}))
         for number in range(20)

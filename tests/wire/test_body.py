@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hypha.errors import ProtocolViolation
 from hypha.wire.body import RESERVED, BodyScan, check_body
+from hypha.wire.frame import Frame, FrameReader, HeaderBounds
 
 VALUES = st.recursive(
     st.none()
@@ -27,6 +28,28 @@ VALUES = st.recursive(
 #: The bodies are large.
 FEW = settings(max_examples=40, deadline=None)
 BODIES = st.dictionaries(st.sampled_from(["args", "promise", "with_kwargs", "t", "x" * 40]), VALUES)
+
+
+READER = FrameReader(HeaderBounds())
+HEADER = msgpack.packb({"to": "b", "type": "method", "method": "m"})
+
+
+def verdict(frame: Frame) -> ProtocolViolation | None:
+    """What is wrong with the body of *frame*."""
+    try:
+        check_body(frame)
+    except ProtocolViolation as violation:
+        return violation
+    return None
+
+
+def check(body: bytes) -> None:
+    """Raise what is wrong with *body*; whether it was decoded with its header or is looked at by itself is the same."""
+    first = verdict(READER.read(HEADER + body))
+    second = verdict(Frame("b", "method", "m", None, None, {}, memoryview(body)))
+    assert str(first) == str(second)
+    if first is not None:
+        raise first
 
 
 def scan(data: bytes, *sizes: int) -> BodyScan:
@@ -51,7 +74,7 @@ def passes(data: bytes, size: int) -> bool:
 @given(body=BODIES, sizes=st.lists(st.integers(1, 400), min_size=1, max_size=10))
 def test_what_clients_send_passes_in_any_parts(body: dict[str, Any], sizes: list[int]) -> None:
     data = msgpack.packb(body)
-    check_body(data)
+    check(data)
     assert scan(data, *sizes).complete
     assert scan(data, len(data)).complete
 
@@ -73,7 +96,7 @@ def test_a_field_of_the_header_does_not_pass(
 ) -> None:
     data = msgpack.packb({**body, name: value} if last else {name: value, **body})
     with pytest.raises(ProtocolViolation, match=name):
-        check_body(data)
+        check(data)
     with pytest.raises(ProtocolViolation, match=name):
         scan(data, size)
 
@@ -82,7 +105,7 @@ def test_a_field_of_the_header_does_not_pass(
 @given(st.sampled_from(sorted(RESERVED)), VALUES)
 def test_the_same_name_further_inside_is_a_users(name: str, value: Any) -> None:
     data = msgpack.packb({"args": [{name: value}], "promise": {name: [name]}})
-    check_body(data)
+    check(data)
     assert scan(data, 7).complete
 
 
@@ -104,7 +127,7 @@ def test_the_same_name_further_inside_is_a_users(name: str, value: Any) -> None:
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_what_no_client_sends_is_refused(data: bytes, size: int) -> None:
     with pytest.raises(ProtocolViolation):
-        check_body(data)
+        check(data)
     assert not passes(data, size)
 
 
@@ -113,11 +136,11 @@ def test_what_a_python_client_cannot_decode_is_refused(value: Any) -> None:
     data = msgpack.packb({"args": [value]})
     broken = data.replace(b"A" * 10, b"\xff" * 10).replace(b"\x91\x90", b"\x91" * 2000 + b"\x90")
     with pytest.raises(ProtocolViolation):
-        check_body(broken)
+        check(broken)
 
 
 def test_there_need_not_be_a_body() -> None:
-    check_body(b"")
+    check(b"")
     assert BodyScan().complete
     assert scan(msgpack.packb({}), 1).complete
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from hypha.errors import InvalidArgument, ProtocolViolation, RemoteError
 from hypha.wire import calls
-from hypha.wire.calls import CallTable, Promise, parse_call, unpack_body
-from hypha.wire.frame import Fields, HeaderBounds, parse_frame
+from hypha.wire import frame as frames
+from hypha.wire.calls import CallTable, Promise, parse_call
+from hypha.wire.frame import Fields, Frame, FrameReader, HeaderBounds, unpack_body
 
 
 def reference(name: object, promise: bool = False) -> dict[str, Any]:
@@ -33,13 +34,13 @@ def explicit(session: str) -> dict[str, Any]:
 
 
 def test_the_explicit_promise_is_read() -> None:
-    body = parse_call(msgpack.packb({"args": [1, "x"], "promise": explicit("s1")}), "s1")
+    body = parse_call({"args": [1, "x"], "promise": explicit("s1")}, "s1")
     assert (body.args, body.kwargs) == ([1, "x"], {})
     assert body.promise == Promise("s1.resolve", "s1.reject", "s1.x1-reset", 5.0)
 
 
 def test_the_compact_promise_is_spelt_out() -> None:
-    body = parse_call(msgpack.packb({"promise": "*", "t": 15}), "a.b")
+    body = parse_call({"promise": "*", "t": 15}, "a.b")
     assert body.args == []
     assert body.promise == Promise("a.b.resolve", "a.b.reject", "a.b.heartbeat", 15.0)
 
@@ -59,12 +60,12 @@ def test_arguments_are_read() -> None:
         ({"args": [1], "unknown": {"deep": [1]}}, [1], {}),
     ]
     for extra, args, kwargs in rows:
-        body = parse_call(msgpack.packb(extra), None)
+        body = parse_call(extra, None)
         assert (body.args, body.kwargs) == (args, kwargs)
 
 
 def test_an_absent_body_has_no_arguments() -> None:
-    assert parse_call(memoryview(b""), "s1") == calls.CallBody([], {}, None)
+    assert parse_call({}, "s1") == calls.CallBody([], {}, None)
 
 
 def test_what_is_no_promise_wants_no_answer() -> None:
@@ -81,21 +82,21 @@ def test_what_is_no_promise_wants_no_answer() -> None:
         ({"resolve": {}, "reject": {}}, "s1"),
     ]
     for promise, session in rows:
-        assert parse_call(msgpack.packb({"promise": promise, "t": 5}), session).promise is None
+        assert parse_call({"promise": promise, "t": 5}, session).promise is None
 
 
 def test_an_interval_that_makes_no_sense_means_no_heartbeats() -> None:
     rows: list[object] = [None, 0, -1, "5", [], float("nan"), float("inf"), 86400, 2**63]
     for interval in rows:
         for extra in ({"promise": "*", "t": interval}, {"promise": explicit("s") | {"interval": interval}}):
-            promise = parse_call(msgpack.packb(extra), "s").promise
+            promise = parse_call(extra, "s").promise
             assert promise is not None
             assert promise.interval is None
 
 
 def test_a_promise_may_come_without_heartbeat() -> None:
     promise = {"resolve": reference("s.resolve"), "reject": reference("s.reject")}
-    assert parse_call(msgpack.packb({"promise": promise}), "s").promise == Promise("s.resolve", "s.reject", None, None)
+    assert parse_call({"promise": promise}, "s").promise == Promise("s.resolve", "s.reject", None, None)
 
 
 UNREADABLE = "the body is not one msgpack value"
@@ -122,14 +123,14 @@ def test_a_malformed_body_is_a_protocol_violation() -> None:
     ]
     for body, complaint in rows:
         with pytest.raises(ProtocolViolation) as caught:
-            parse_call(body, "s1")
+            parse_call(unpack_body(body), "s1")
         assert str(caught.value) == complaint
 
 
 @given(st.binary(max_size=120), st.none() | st.just("s1"))
 def test_bytes_are_a_body_or_a_protocol_violation(body: bytes, session: str | None) -> None:
     try:
-        parse_call(body, session)
+        parse_call(unpack_body(body), session)
     except ProtocolViolation:
         return
     assert isinstance(unpack_body(body), dict)
@@ -153,9 +154,9 @@ def test_a_body_of_tiny_values_is_refused_before_it_fills_the_memory() -> None:
 )
 def test_the_values_of_a_body_are_counted_exactly(value: object, cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
     body = msgpack.packb({"v": value})
-    monkeypatch.setattr(calls, "MAX_VALUES", cost + 9)
+    monkeypatch.setattr(frames, "MAX_VALUES", cost + 9)
     assert unpack_body(body) == {"v": value}
-    monkeypatch.setattr(calls, "MAX_VALUES", cost + 8)
+    monkeypatch.setattr(frames, "MAX_VALUES", cost + 8)
     with pytest.raises(ProtocolViolation):
         unpack_body(body)
 
@@ -220,13 +221,14 @@ def test_a_part_of_what_is_declared_has_none() -> None:
 
 # --- messages of our own --------------------------------------------------------------------------------------
 
+READER = FrameReader(HeaderBounds())
 STAMP = Fields.encode({"from": "ws/a", "user": {"id": "root"}, "ws": "ws"})
 
 
 def read(message: calls.Message) -> tuple[dict[str, Any], Any]:
     header, body = message.encode(STAMP)
-    frame = parse_frame(header + body, HeaderBounds())
-    return {**msgpack.unpackb(header)}, unpack_body(frame.body)
+    frame = READER.read(header + body)
+    return {**msgpack.unpackb(header)}, frame.extra()
 
 
 def test_an_answer_has_exactly_one_argument_also_for_none() -> None:
@@ -273,7 +275,7 @@ def test_a_call_carries_the_promise_that_every_generation_honours() -> None:
         assert extra == expected
         assert {entry["_rtarget"] for entry in promise.values() if isinstance(entry, dict)} == {"ws/a"}
         assert (promise["heartbeat"]["_rpromise"], promise["resolve"]["_rpromise"]) == (True, False)
-        body = parse_call(message.body, "s1")
+        body = parse_call(unpack_body(message.body), "s1")
         assert (body.args, body.kwargs) == (args, kwargs)
         assert body.promise == Promise("s1.resolve", "s1.reject", "s1.heartbeat", calls.HEARTBEAT_SECONDS)
 
@@ -315,13 +317,18 @@ class Pending:
 RESULT = msgpack.packb({"args": [7]})
 
 
+def receive(table: CallTable, sender: str, to: str, method: str, body: bytes) -> bool:
+    """Hand the message of *sender* that calls *method* of the server to *table*."""
+    return table.receive(sender, to, Frame(to, "method", method, None, None, {}, body))
+
+
 def test_a_result_settles_its_call_once() -> None:
     table = CallTable()
     one, other = Pending(table), Pending(table)
     method = f"{one.entry.session}.resolve"
-    assert table.receive("ws/prov", "ws/manager", method, RESULT)
-    assert not table.receive("ws/prov", "ws/manager", method, RESULT)
-    assert not table.receive("ws/prov", "ws/manager", f"{one.entry.session}.reject", RESULT)
+    assert receive(table, "ws/prov", "ws/manager", method, RESULT)
+    assert not receive(table, "ws/prov", "ws/manager", method, RESULT)
+    assert not receive(table, "ws/prov", "ws/manager", f"{one.entry.session}.reject", RESULT)
     assert (one.outcomes, other.outcomes) == ([(True, 7)], [])
     assert list(table.pending.values()) == [other.entry]
 
@@ -330,7 +337,7 @@ def test_an_error_settles_its_call() -> None:
     table = CallTable()
     one = Pending(table)
     error = {"_rtype": "error", "_rvalue": "boom"}
-    assert table.receive("ws/prov", "ws/manager", f"{one.entry.session}.reject", msgpack.packb({"args": [error]}))
+    assert receive(table, "ws/prov", "ws/manager", f"{one.entry.session}.reject", msgpack.packb({"args": [error]}))
     assert one.outcomes == [(False, error)]
     assert not table.pending
 
@@ -340,7 +347,7 @@ def test_a_result_without_arguments_is_none() -> None:
     for body in rows:
         table = CallTable()
         one = Pending(table)
-        assert table.receive("ws/prov", "ws/manager", f"{one.entry.session}.resolve", body)
+        assert receive(table, "ws/prov", "ws/manager", f"{one.entry.session}.resolve", body)
         assert one.outcomes == [(True, None)]
 
 
@@ -349,7 +356,7 @@ def test_a_result_without_arguments_is_none() -> None:
 def test_an_answer_that_cannot_be_read_fails_its_call_at_once(name: str, body: bytes) -> None:
     table = CallTable()
     one = Pending(table)
-    assert table.receive("ws/prov", "ws/manager", f"{one.entry.session}.{name}", body)
+    assert receive(table, "ws/prov", "ws/manager", f"{one.entry.session}.{name}", body)
     ((succeeded, error),) = one.outcomes
     assert not succeeded
     assert isinstance(error, RemoteError)
@@ -361,7 +368,7 @@ def test_a_heartbeat_keeps_the_call_alive_and_open() -> None:
     table = CallTable()
     one = Pending(table)
     for body in (b"", b"\xc1"):
-        assert table.receive("ws/prov", "ws/manager", f"{one.entry.session}.heartbeat", body)
+        assert receive(table, "ws/prov", "ws/manager", f"{one.entry.session}.heartbeat", body)
     assert (one.beats, one.outcomes) == (2, [])
     assert table.pending
 
@@ -386,7 +393,7 @@ def test_nobody_else_and_nothing_else_settles_a_call() -> None:
     for sender, to, method in rows:
         table = CallTable()
         one = Pending(table)
-        assert not table.receive(sender, to, method.format(one.entry.session), RESULT)
+        assert not receive(table, sender, to, method.format(one.entry.session), RESULT)
         assert (one.outcomes, one.beats) == ([], 0)
         assert table.pending
 
@@ -396,7 +403,7 @@ def test_a_closed_call_is_not_settled_and_closing_twice_is_fine() -> None:
     one = Pending(table)
     table.close(one.entry)
     table.close(one.entry)
-    assert not table.receive("ws/prov", "ws/manager", f"{one.entry.session}.resolve", RESULT)
+    assert not receive(table, "ws/prov", "ws/manager", f"{one.entry.session}.resolve", RESULT)
     assert one.outcomes == []
 
 
@@ -409,5 +416,5 @@ def test_session_ids_are_not_repeated() -> None:
 def test_no_text_settles_a_call_by_chance(sender: str, to: str, method: str, body: bytes) -> None:
     table = CallTable()
     one = Pending(table)
-    assert not table.receive(sender, to, method, body)
+    assert not receive(table, sender, to, method, body)
     assert one.outcomes == []

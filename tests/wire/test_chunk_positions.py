@@ -9,12 +9,12 @@ import pytest
 
 from hypha.errors import ProtocolViolation
 from hypha.wire.chunks import CACHE_PREFIX, by_position
-from hypha.wire.frame import Frame, HeaderBounds, parse_frame
+from hypha.wire.frame import Frame, FrameReader, HeaderBounds
 
 
 def frame(operation: str, **extra: Any) -> Frame:
     header = {"type": "method", "to": "w/js", "method": CACHE_PREFIX + operation, "session": "s"}
-    return parse_frame(msgpack.packb(header) + msgpack.packb(extra), HeaderBounds())
+    return FrameReader(HeaderBounds()).read(msgpack.packb(header) + msgpack.packb(extra))
 
 
 @pytest.mark.parametrize(

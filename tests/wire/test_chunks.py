@@ -32,9 +32,9 @@ from hypha.wire.chunks import (
     parse_chunk_call,
     slices,
 )
-from hypha.wire.frame import Frame, HeaderBounds, parse_frame
+from hypha.wire.frame import Frame, FrameReader, HeaderBounds
 
-BOUNDS = HeaderBounds()
+READER = FrameReader(HeaderBounds())
 ROOM = 128  # bytes that a part is charged beside its own
 
 
@@ -161,7 +161,7 @@ def chunk_call(operation: str, *args: Any, header: dict[str, Any] | None = None,
     fields = {"type": "method", "to": "b", "method": CACHE_PREFIX + operation, "session": "s1"} | (header or {})
     body = {"args": list(args), "promise": EXPLICIT} | extra
     present = {name: value for name, value in body.items() if value is not ...}
-    return parse_frame(msgpack.packb(fields) + msgpack.packb(present), BOUNDS)
+    return READER.read(msgpack.packb(fields) + msgpack.packb(present))
 
 
 def test_arguments_are_read_by_name_however_they_are_given() -> None:
@@ -285,14 +285,14 @@ class Sender:
 
     def __call__(self, operation: str, *args: Any, **extra: Any) -> Frame | None:
         call = chunk_call(operation, *args, **extra)
-        return self.peek.pass_through(self, operation, call, self.permits, compact=False)
+        return self.peek.pass_through(self, operation, call, self.permits, READER, compact=False)
 
     def permits(self, message: Frame) -> bool:
         return (message.method or "").startswith(self.allowed)
 
 
 def peek(limit: int = 3) -> ChunkPeek:
-    return ChunkPeek(BOUNDS, limit)
+    return ChunkPeek(limit)
 
 
 def send(sender: Sender, package: bytes, *, key: str = "k", size: int = 100) -> Frame | None:
@@ -597,8 +597,8 @@ def test_a_receiver_runs_only_what_the_router_has_seen(
         sender = senders[number]
         try:
             if operation == "create":
-                call.body = overwriting(call, compact=False)
-            message = look.pass_through(sender, operation, call, sender.permits, compact=False)
+                call.set_body(overwriting(call, compact=False))
+            message = look.pass_through(sender, operation, call, sender.permits, READER, compact=False)
         except HyphaError:
             continue
         seen += message is not None
