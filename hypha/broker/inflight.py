@@ -35,7 +35,8 @@ def end_call(caller: Session, session_id: str) -> None:
     target = caller.outbound.pop(session_id, None)
     if target is not None:
         target.inbound.pop((caller, session_id), None)
-        target.unheard.discard((caller, session_id))
+        if target.unheard:
+            target.unheard.discard((caller, session_id))
 
 
 def settle(sender: Session, caller: Session, message: Frame) -> None:

@@ -76,7 +76,8 @@ class Outbox:
     def put(self, header: Buffer, body: Buffer = b"") -> bool:
         """Queue one message. False when there is no room."""
         size = len(header) + len(body)
-        if not self.fits(size):
+        pending = self.pending
+        if pending + size > self._limit and (pending or self._limit < 0):
             return False
         self._enter(size, header, body)
         return True
@@ -135,7 +136,8 @@ class Outbox:
             del self._parts[:whole]
             if count:
                 self._parts[0] = memoryview(self._parts[0])[count:]
-        self._room.unpark_all()
+        if self._room:
+            self._room.unpark_all()
 
     async def _drain(self) -> None:
         """The writer: sends until the queue is empty. A broken socket ends it; the reader finds the same.

@@ -80,49 +80,56 @@ class Router:
         if not self._permits(sender, target, frame):
             self._deny(sender, frame, target.address)
             return None
-        if sender.dialect.redirections:
-            substitute = sender.dialect.redirection(frame.method or "", target.dialect)
-            if substitute is not None:
-                self._server.redirected(sender, frame, target, substitute)
-                return None
-        operation = _chunk_operation(frame)
-        try:
-            check_body(frame)
-            if operation is not None:
-                _make_receivable(sender, target, operation, frame)
-        except HyphaError as exc:
-            self._refuse_unreadable(sender, target, frame, exc)
+        if sender.dialect.redirections and self._redirected(sender, target, frame):
             return None
+        operation = _chunk_operation(frame)
+        if operation is not None or frame.flaw is not None or not frame.is_decoded:
+            try:
+                check_body(frame)
+                if operation is not None:
+                    _make_receivable(sender, target, operation, frame)
+            except HyphaError as exc:
+                self._refuse_unreadable(sender, target, frame, exc)
+                return None
         frame.fields["to"] = target.name
         header = encode_header(frame.fields, sender.stamp)
         size = len(header) + len(frame.body)
         if size > target.frame_limit:
             self._refuse_unreadable(sender, target, frame, _oversize(size, target))
-        elif not target.outbox.fits(size):
+        elif operation is not None:
+            return self._part(sender, target, header, operation, frame)
+        elif not target.outbox.put(header, frame.body):
             return target
         else:
-            self._pass_on(sender, target, header, operation, frame)
+            _note(sender, target, frame)
         return None
 
-    def _pass_on(
-        self, sender: PeerSession, target: PeerSession, header: bytes, operation: str | None, frame: Frame
-    ) -> None:
-        message = None
-        if operation is not None:
-            try:
-                message = self._completed(sender, target, operation, frame)
-            except PermissionDenied:
-                self._deny(sender, frame, target.address)
-                return
-            except HyphaError as exc:
-                self.refuse(sender, frame, target.address, exc.remote_text())
-                return
+    def _part(
+        self, sender: PeerSession, target: PeerSession, header: bytes, operation: str, frame: Frame
+    ) -> PeerSession | None:
+        """Pass on a chunk call."""
+        if not target.outbox.fits(len(header) + len(frame.body)):
+            return target
+        try:
+            message = self._completed(sender, target, operation, frame)
+        except PermissionDenied:
+            self._deny(sender, frame, target.address)
+            return None
+        except HyphaError as exc:
+            self.refuse(sender, frame, target.address, exc.remote_text())
+            return None
         target.outbox.put(header, frame.body)
         _note(sender, target, frame)
         if message is not None:
             _note(sender, target, message)
-        if sender.address.workspace != target.address.workspace:
-            target.heard_from(sender)
+        return None
+
+    def _redirected(self, sender: PeerSession, target: PeerSession, frame: Frame) -> bool:
+        """Whether the server itself answers in the place of *target*, which it then does."""
+        substitute = sender.dialect.redirection(frame.method or "", target.dialect)
+        if substitute is not None:
+            self._server.redirected(sender, frame, target, substitute)
+        return substitute is not None
 
     def _completed(self, sender: PeerSession, target: PeerSession, operation: str, frame: Frame) -> Frame | None:
         """The message that a chunk call completes, if it does."""
@@ -138,7 +145,7 @@ class Router:
         method = message.method
         if method is not None and not is_declared(method):
             return False
-        if sender.address.workspace == target.address.workspace:
+        if sender.workspace == target.workspace:
             return True
         if message.type != "method" or method is None:
             return False
@@ -200,10 +207,12 @@ class Router:
 
 
 def _note(sender: PeerSession, target: PeerSession, message: Frame) -> None:
-    """Enter a call that passes, strike out one whose answer passes."""
+    """Enter a call that passes, strike out one whose answer passes, remember who may be answered."""
     settle(sender, target, message)
-    if message.session is not None and message.wants_answer:
+    if message.session is not None and message.type == "method":
         begin_call(sender, message.session, target, target.address)
+    if sender.workspace != target.workspace:
+        target.heard_from(sender)
 
 
 def _make_receivable(sender: PeerSession, target: PeerSession, operation: str, frame: Frame) -> None:

@@ -64,6 +64,7 @@ class Session(ABC):
         self, address: Address, principal: Principal, dialect: Dialect, generation: int, limits: Limits
     ) -> None:
         self.address = address
+        self.workspace = address.workspace
         self.name = str(address)
         self.principal = principal
         self.dialect = dialect

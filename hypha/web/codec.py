@@ -48,6 +48,9 @@ Message = bytes | bytearray
 Incoming = Message | str | Reply | Closed | None
 
 
+_HEAD_OF_TWO = struct.Struct(">BBH").pack
+
+
 class _Violation(Exception):
     """The peer broke the protocol: close with *code*."""
 
@@ -66,7 +69,9 @@ def frame_head(opcode: int, size: int) -> bytes:
 
 
 def message_head(size: int) -> bytes:
-    """The head of a binary message of *size* bytes."""
+    """The head of a binary message of *size* bytes: :func:`frame_head`, which most of them can do without."""
+    if 126 <= size < 65536:
+        return _HEAD_OF_TWO(_WHOLE_MESSAGE, 126, size)
     return frame_head(_BINARY, size)
 
 

@@ -38,6 +38,8 @@ CLEAN_CODES = frozenset({1000, 1001})
 class WebsocketTransport:
     """The socket that serves a session (:class:`hypha.broker.outbox.Transport`)."""
 
+    frame = staticmethod(message_head)
+
     def __init__(self, stream: trio.abc.Stream, nursery: trio.Nursery, limits: Limits) -> None:
         self.codec = Codec(limits.frame_bytes)
         self.stream = stream
@@ -52,9 +54,6 @@ class WebsocketTransport:
         if self._socket is not None and is_tcp and hasattr(socket, "TCP_USER_TIMEOUT"):
             # Unacknowledged data means that the network is gone (decisions.md 9).
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.silence_seconds * 1000))
-
-    def frame(self, size: int) -> bytes:
-        return message_head(size)
 
     def write_now(self, buffers: Sequence[Buffer]) -> int:
         # The descriptor is asked for each time: a number kept after the close could be another connection's.
@@ -73,14 +72,21 @@ class WebsocketTransport:
 
     async def receive(self) -> bytes | None:
         """The next bytes of the peer, None at the end. Those of a large frame go straight to where they belong."""
-        space = self.codec.space()
         try:
-            if space is None or self._socket is None:
+            if self._socket is None:
                 return bytes(await self.stream.receive_some(_READ_SIZE)) or None
-            with space:
-                count = await self._socket.recv_into(space)
+            # Waiting first saves the look at a socket on which mostly nothing has come yet.
+            await trio.lowlevel.wait_readable(self._socket)
+            return self._read_now(self._socket.fileno())
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             return None
+
+    def _read_now(self, descriptor: int) -> bytes | None:
+        space = self.codec.space()
+        if space is None:
+            return os.read(descriptor, _READ_SIZE) or None
+        with space:
+            count = os.readv(descriptor, [space])
         self.codec.filled(count)
         return b"" if count else None
 
@@ -116,13 +122,14 @@ class Connection:
 
     async def take(self, data: bytes) -> int | None:
         """Route every message of a chunk, giving way after each turn. Returns a close code at the end."""
-        limits = self.broker.limits
+        limits, session, route = self.broker.limits, self.session, self.broker.router.route
         frames, started = 0, time.perf_counter()
         for item in self.transport.codec.feed(data):
             if isinstance(item, Message):
-                blocked = self._message(item)
-                if blocked is not None:
-                    await self._wait_and_route(*blocked)
+                frame = self._read(item)
+                blocked = None if frame is None else route(session, frame)
+                if frame is not None and blocked is not None:
+                    await self._wait_and_route(frame, blocked)
             elif isinstance(item, Reply):
                 self._pong = item.data
             elif item is not None:
@@ -154,17 +161,15 @@ class Connection:
             self.transport.close(1003, "this client generation sends binary messages only")
         return 1006
 
-    def _message(self, data: Buffer) -> tuple[Frame, PeerSession] | None:
-        """Route a message. Returns it, and the session that has no room for it, when it cannot be delivered yet."""
+    def _read(self, data: Buffer) -> Frame | None:
+        """The message in *data*; None for what is none, which is counted and dropped."""
         try:
-            frame = self.broker.reader.read(data)
+            return self.broker.reader.read(data)
         except ProtocolViolation as exc:
             self.session.malformed += 1
             if self.session.malformed == 1:  # their number stands in the line of the end
                 logger.info("dropped a message from %s: %s", self.session.name, exc)
             return None
-        blocked = self.broker.router.route(self.session, frame)
-        return None if blocked is None else (frame, blocked)
 
     async def _wait_and_route(self, frame: Frame, blocked: PeerSession | None) -> None:
         """The only wait of the frame path: for room at a slow target, which is cut when there is none in time."""

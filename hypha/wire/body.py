@@ -13,10 +13,8 @@ import struct
 import msgpack
 
 from hypha.errors import ProtocolViolation
-from hypha.wire.frame import Buffer, Frame, unpack_body
+from hypha.wire.frame import RESERVED, Buffer, Frame, reserved_text, unpack_body
 
-#: The fields that the server stamps or decides by, and the name under which receivers keep them for functions.
-RESERVED = frozenset({"type", "from", "to", "user", "ws", "method", "session", "parent", "ctx"})
 _ENCODED = frozenset(key.encode() for key in RESERVED)
 
 _MAX_KEY = 64  # bytes of a key that the end of a part has cut; no client writes longer ones
@@ -47,9 +45,12 @@ _LIST = struct.Struct(">BI")
 
 def check_body(frame: Frame) -> None:
     """Raise :class:`ProtocolViolation` unless the body of *frame* is absent or may pass."""
-    extra = frame.extra() if frame.is_decoded else unpack_body(_without_long_bytes(frame.body))
-    if not RESERVED.isdisjoint(extra):
-        raise _reserved(next(key for key in extra if key in RESERVED))
+    if frame.flaw is not None:
+        raise ProtocolViolation(frame.flaw)
+    if not frame.is_decoded:
+        extra = unpack_body(_without_long_bytes(frame.body))
+        if not RESERVED.isdisjoint(extra):
+            raise ProtocolViolation(reserved_text(extra))
 
 
 def _without_long_bytes(body: Buffer) -> Buffer:
@@ -79,10 +80,6 @@ def _without_long_bytes(body: Buffer) -> Buffer:
         else:
             position += head + number
     return b"".join((*kept, data[begin:])) if kept else body
-
-
-def _reserved(key: str) -> ProtocolViolation:
-    return ProtocolViolation(f"the body must not hold {key!r}, which belongs into the header")
 
 
 class BodyScan:
@@ -212,7 +209,7 @@ def _size_of_key(data: memoryview) -> int:
     if not isinstance(key, bytes):
         raise ProtocolViolation("a key of the body is not text")
     if key in _ENCODED:
-        raise _reserved(key.decode())
+        raise ProtocolViolation(reserved_text({key.decode(): None}))
     size: int = reader.tell()
     return size
 

@@ -17,7 +17,12 @@ Buffer = bytes | bytearray | memoryview
 #: somebody needs it: to most of them it is a few fields around an array.
 SMALL = 32 * 1024
 _PEEK = 4096  # bytes; headers are a few hundred, so a large body is not touched to find its beginning
-_STAMPED_FIELDS = ("from", "user", "ws")
+
+#: The fields of a header that only the server may write.
+STAMPED = ("from", "user", "ws")
+#: What a body must not hold: the fields that the server stamps or decides by, and the name under which receivers keep
+#: them for functions. Receivers merge the body over the header, and it wins (``protocol.md`` 2.1).
+RESERVED = frozenset({*STAMPED, "type", "to", "method", "session", "parent", "ctx"})
 
 # 16 MiB of empty lists would be a GiB of objects and take seconds, so each array and map of a body counts extra.
 MAX_VALUES = 2_000_000
@@ -44,10 +49,11 @@ class Frame:
     """A parsed message.
 
     *fields* is the header without what only the server may say (``from``, ``user``, ``ws``); unknown fields are kept.
-    *body* is the rest of the message, as it came.
+    *body* is the rest of the message, as it came. *flaw* says why the body may not pass, if that is known already;
+    *is_decoded* whether it is.
     """
 
-    __slots__ = ("_extra", "_flaw", "body", "fields", "method", "parent", "session", "to", "type")
+    __slots__ = ("_extra", "body", "fields", "flaw", "is_decoded", "method", "parent", "session", "to", "type")
 
     def __init__(
         self,
@@ -61,7 +67,7 @@ class Frame:
         extra: dict[str, Any] | None = None,
         flaw: str | None = None,
     ) -> None:
-        """*extra* is the decoded body, *flaw* why it cannot be decoded; without either it is decoded when needed."""
+        """*extra* is the decoded body; when there is neither it nor a flaw, the body is decoded when it is needed."""
         self.to = to
         self.type = kind
         self.method = method
@@ -70,29 +76,27 @@ class Frame:
         self.fields = fields
         self.body = body
         self._extra = extra
-        self._flaw = flaw
+        self.flaw = flaw
+        self.is_decoded = extra is not None or flaw is not None
 
     @property
     def wants_answer(self) -> bool:
         """True for a primary call, false for results, heartbeats and events (``protocol.md`` 2.5)."""
         return self.session is not None and self.type == "method"
 
-    @property
-    def is_decoded(self) -> bool:
-        """Whether :meth:`extra` costs nothing."""
-        return self._extra is not None or self._flaw is not None
-
     def extra(self) -> dict[str, Any]:
         """The decoded body, an empty map when there is none. Raises :class:`ProtocolViolation`."""
         if self._extra is None:
-            if self._flaw is not None:
-                raise ProtocolViolation(self._flaw)
+            if self.flaw is not None:
+                raise ProtocolViolation(self.flaw)
             self._extra = unpack_body(self.body)
         return self._extra
 
     def set_body(self, body: Buffer) -> None:
         """Put another *body* in the place of the one that came."""
-        self.body, self._extra, self._flaw = body, None, None
+        self.body = body
+        self._extra = self.flaw = None
+        self.is_decoded = False
 
 
 class FrameReader:
@@ -103,56 +107,58 @@ class FrameReader:
 
     def __init__(self, bounds: HeaderBounds) -> None:
         self._bounds = bounds
+        self._most_fields = bounds.fields
         self._small = min(SMALL, bounds.size)
         self._begin()
 
     def _begin(self) -> None:
         # A fresh one for each message would cost more than the decoding of most of them.
         self._unpacker = msgpack.Unpacker(strict_map_key=True, max_buffer_size=max(self._small, 1))
-        self._taken = 0  # bytes that the unpacker has passed
+        self._passed = 0  # bytes that the unpacker has read
 
     def read(self, data: Buffer) -> Frame:
         """Read one binary message. A long body is not copied. Raises :class:`ProtocolViolation`."""
-        if len(data) > self._small:
+        total = len(data)
+        if total > self._small:
             header, size = _first_value(data, self._bounds.size)
             return self._frame(header, memoryview(data)[size:], None, None)
-        unpacker, start = self._unpacker, self._taken
-        extra: Any = {}
-        flaw = None
+        unpacker, start = self._unpacker, self._passed
         try:
             unpacker.feed(data)
             header = unpacker.unpack()
-            size = unpacker.tell() - start
         except (ValueError, msgpack.OutOfData):
             self._begin()
             raise ProtocolViolation(_NOT_MSGPACK) from None
-        if size < len(data):
-            try:
-                extra = unpacker.unpack()
-                if type(extra) is not dict:
-                    extra, flaw = None, _NOT_A_MAP
-                if unpacker.tell() - start != len(data):
-                    extra, flaw = None, _NOT_ONE_VALUE
-            except (ValueError, msgpack.OutOfData):
-                extra, flaw = None, _NOT_ONE_VALUE
-        if flaw is None:
-            self._taken = start + len(data)
+        size = unpacker.tell() - start
+        if size == total:
+            self._passed = start + total
+            return self._frame(header, b"", {}, None)
+        extra: Any = None
+        flaw = None
+        try:
+            extra = unpacker.unpack()
+        except (ValueError, msgpack.OutOfData):
+            flaw = _NOT_ONE_VALUE
+        if flaw is None and unpacker.tell() - start == total:
+            self._passed = start + total
+            if type(extra) is not dict:
+                extra, flaw = None, _NOT_A_MAP
+            elif not RESERVED.isdisjoint(extra):
+                extra, flaw = None, reserved_text(extra)
         else:
+            extra, flaw = None, _NOT_ONE_VALUE
             self._begin()
         return self._frame(header, data[size:], extra, flaw)
 
     def _frame(self, header: Any, body: Buffer, extra: dict[str, Any] | None, flaw: str | None) -> Frame:
         if type(header) is not dict:
             raise ProtocolViolation("the message does not begin with a map")
-        if len(header) > self._bounds.fields:
-            raise ProtocolViolation(f"the header has more than header_keys = {self._bounds.fields} fields")
-        for name in _STAMPED_FIELDS:
-            header.pop(name, None)
-        to, kind, method = header.get("to"), header.get("type"), header.get("method")
-        session, parent = header.get("session"), header.get("parent")
+        if len(header) > self._most_fields:
+            raise ProtocolViolation(f"the header has more than header_keys = {self._most_fields} fields")
+        get = header.get
+        to, kind, method, session, parent = get("to"), get("type"), get("method"), get("session"), get("parent")
         if type(to) is not str or not to:
             raise ProtocolViolation("the header has no 'to'")
-        known = 5 - (method, session, parent).count(None)
         if kind is None:
             raise ProtocolViolation("the header has no 'type'")
         if (
@@ -162,10 +168,11 @@ class FrameReader:
             or (parent is not None and type(parent) is not str)
         ):
             raise _no_text(header)
-        if kind == "method" and not method:
+        if not method and kind == "method":
             raise ProtocolViolation("a call needs a 'method'")
-        if len(header) > known:
-            _check_others(header, self._bounds.depth)
+        header.pop("from", None)
+        if len(header) > 5 - (method, session, parent).count(None):
+            _drop_and_check_others(header, self._bounds.depth)
         return Frame(to, kind, method, session, parent, header, body, extra, flaw)
 
 
@@ -202,8 +209,10 @@ def _no_text(header: Mapping[str, Any]) -> ProtocolViolation:
     return ProtocolViolation(f"header field {wrong!r} must be text")
 
 
-def _check_others(header: dict[Any, Any], depth: int) -> None:
-    """What is null counts as absent. What we do not know goes on to the receiver, who must be able to read it."""
+def _drop_and_check_others(header: dict[Any, Any], depth: int) -> None:
+    """Drop what only the server may say and what is null; what we do not know must be readable for the receiver."""
+    for name in STAMPED:
+        header.pop(name, None)
     for name in ("method", "session", "parent"):
         if name in header and header[name] is None:
             del header[name]
@@ -223,6 +232,11 @@ def _check_plain(value: Any, allowed: int, depth: int) -> None:
         raise ProtocolViolation(f"the header is nested deeper than header_depth = {depth}")
     for item in value.values() if isinstance(value, dict) else value:
         _check_plain(item, allowed - 1, depth)
+
+
+def reserved_text(extra: Mapping[Any, Any]) -> str:
+    """What is wrong with a body that holds one of :data:`RESERVED`."""
+    return f"the body must not hold {next(key for key in extra if key in RESERVED)!r}, which belongs into the header"
 
 
 def unpack_body(body: Buffer) -> dict[str, Any]:

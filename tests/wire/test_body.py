@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypha.errors import ProtocolViolation
-from hypha.wire.body import RESERVED, BodyScan, check_body
-from hypha.wire.frame import Frame, FrameReader, HeaderBounds
+from hypha.wire.body import BodyScan, check_body
+from hypha.wire.frame import RESERVED, Frame, FrameReader, HeaderBounds
 
 VALUES = st.recursive(
     st.none()
