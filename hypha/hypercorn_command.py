@@ -19,7 +19,7 @@ from hypha.banner import say
 from hypha.config import Config
 from hypha.lazy import Application, Failure, Message, Receive, Send
 from hypha.parent import STOPPED
-from hypha.worker import configure_logging, die_with_parent
+from hypha.worker import configure_logging, die_with_parent, tune_memory
 
 
 def make(environ: Mapping[str, str]) -> Application:
@@ -31,6 +31,7 @@ def make(environ: Mapping[str, str]) -> Application:
     if not is_running():
         return build(config)
     configure_logging(config.log_level, "hypha")
+    tune_memory()
     return _CommandApp(build(config))
 
 

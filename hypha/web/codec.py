@@ -18,7 +18,7 @@ _WHOLE_MESSAGE = _FINAL | _BINARY
 _MASKED = 0x80
 _MAX_CONTROL = 125  # bytes of a control frame (RFC 6455 section 5.5)
 _MAX_REASON = 123  # bytes of a close reason: the code takes two
-_SLICE = 65536  # bytes that are unmasked at once; a multiple of the mask's four
+_PART = 32768  # bytes; smaller pieces of a large frame are put together
 #: Frames of more bytes are gathered in a buffer of their own instead of being joined chunk by chunk.
 LARGE = 65536
 
@@ -106,23 +106,11 @@ class Codec:
                 if large.missing:
                     return
                 self._large = None
-                yield from self._handed_out(large.first, large.unmasked())
+                yield from self._handed_out(large.first, large.payload())
             yield from self._frames(data)
         except _Violation as violation:
             self._over = True
             yield violation.closed
-
-    def space(self) -> memoryview | None:
-        """Where the next bytes belong while a large frame is gathered, else None.
-
-        Read into it, release it, tell :meth:`filled` how many came, and :meth:`feed` nothing to get the message.
-        """
-        return None if self._large is None else self._large.space()
-
-    def filled(self, count: int) -> None:
-        """*count* bytes were read into :meth:`space`."""
-        assert self._large is not None
-        self._large.missing -= count
 
     # --- frames in ----------------------------------------------------------------------------------------------
 
@@ -146,10 +134,13 @@ class Codec:
             stop = start + size
             if stop > end:
                 if size > LARGE and start <= end:
-                    self._large = _LargeFrame(first, size, data[start - 4 : start], memoryview(data)[start:end])
+                    self._large = _LargeFrame(first, size, data[start - 4 : start])
+                    self._large.add(memoryview(data)[start:])
                     position = end
                 break
-            payload = apply_mask(data[start:stop], data[start - 4 : start])
+            payload = apply_mask(
+                data[start:stop] if size < _PART else memoryview(data)[start:stop], data[start - 4 : start]
+            )
             position = stop
             if first == _WHOLE_MESSAGE and not self._opcode:
                 yield payload
@@ -235,44 +226,39 @@ class Codec:
 
 
 class _LargeFrame:
-    """A frame of more than :data:`LARGE` bytes, gathered in one buffer.
+    """A frame of more than :data:`LARGE` bytes: its payload is unmasked as it comes, and joined once at its end.
 
-    The buffer doubles as bytes come, so that announcing much and sending little takes little memory.
+    It takes the memory of what has come, not of what was announced, however small the pieces.
     """
 
-    def __init__(self, first: int, size: int, mask: bytes, beginning: memoryview) -> None:
+    __slots__ = ("_mask", "_parts", "first", "missing")
+
+    def __init__(self, first: int, size: int, mask: bytes) -> None:
         self.first = first
         self.missing = size
-        self._size = size
         self._mask = mask
-        self._data = bytearray()
-        self.add(beginning)
-
-    def space(self) -> memoryview:
-        """Where the next bytes belong: some of the missing ones. Release it before the next call."""
-        taken = self._size - self.missing
-        if taken == len(self._data):
-            self._data += bytes(min(self.missing, max(taken, _SLICE)))
-        return memoryview(self._data)[taken:]
+        self._parts: list[bytes | bytearray] = []
 
     def add(self, data: bytes | memoryview) -> bytes:
         """Take what belongs to the frame; return the rest."""
-        rest = memoryview(data)
-        while self.missing and len(rest):
-            with self.space() as space:
-                count = min(len(space), len(rest))
-                space[:count] = rest[:count]
-            self.missing -= count
-            rest = rest[count:]
+        own, rest = memoryview(data)[: self.missing], memoryview(data)[self.missing :]
+        payload = apply_mask(own, self._mask)
+        self.missing -= len(own)
+        turn = len(own) % 4
+        self._mask = self._mask[turn:] + self._mask[:turn]
+        if len(payload) >= _PART:
+            self._parts.append(payload)
+        elif self._parts and len(self._parts[-1]) < _PART:
+            self._parts[-1] += payload
+        else:
+            self._parts.append(bytearray(payload))
         return bytes(rest)
 
-    def unmasked(self) -> bytearray:
-        """The payload, unmasked in place slice by slice, which stays within the processor's cache."""
-        view = memoryview(self._data)
-        for start in range(0, len(view), _SLICE):
-            part = view[start : start + _SLICE]
-            part[:] = apply_mask(part, self._mask)
-        return self._data
+    def payload(self) -> bytes:
+        """The whole payload. Ask once, when nothing is missing."""
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        return whole
 
 
 def _may_be_sent(code: int) -> bool:

@@ -28,7 +28,7 @@ from hypha.wire.frame import Buffer, Frame
 
 logger = logging.getLogger(__name__)
 
-_READ_SIZE = 65536
+_READ_SIZE, _LARGE_READ = 65536, 262_144
 _WRITE_PARTS = 512  # buffers in one gathering write; the kernel takes at most 1024
 _STAMP_ROOM = 8 * 1024  # bytes of a stamped header, at most (``protocol.md`` 2.6)
 GOODBYE_SECONDS = 1.0
@@ -49,6 +49,7 @@ class WebsocketTransport:
         self.torn = False
         self.heard_at = self.pinged_at = trio.current_time()
         self._nursery = nursery
+        self._read_size = _READ_SIZE
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         is_tcp = self._socket is not None and self._socket.family in {socket.AF_INET, socket.AF_INET6}
         if self._socket is not None and is_tcp and hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -71,24 +72,23 @@ class WebsocketTransport:
         await self.stream.send_all(data)
 
     async def receive(self) -> bytes | None:
-        """The next bytes of the peer, None at the end. Those of a large frame go straight to where they belong."""
+        """The next bytes of the peer, None at the end."""
         try:
             if self._socket is None:
                 return bytes(await self.stream.receive_some(_READ_SIZE)) or None
-            # Waiting first saves the look at a socket on which mostly nothing has come yet.
-            await trio.lowlevel.wait_readable(self._socket)
-            return self._read_now(self._socket.fileno())
+            while True:
+                # Waiting first saves the look at a socket on which mostly nothing has come yet.
+                await trio.lowlevel.wait_readable(self._socket)
+                with suppress(BlockingIOError):
+                    return self._read_now(self._socket.fileno())
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             return None
 
     def _read_now(self, descriptor: int) -> bytes | None:
-        space = self.codec.space()
-        if space is None:
-            return os.read(descriptor, _READ_SIZE) or None
-        with space:
-            count = os.readv(descriptor, [space])
-        self.codec.filled(count)
-        return b"" if count else None
+        data = os.read(descriptor, self._read_size)
+        # Who sends much at once is read in larger pieces, for each costs a turn.
+        self._read_size = _LARGE_READ if len(data) >= _READ_SIZE else _READ_SIZE
+        return data or None
 
     def start_soon(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         self._nursery.start_soon(task, *args)

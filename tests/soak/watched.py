@@ -31,6 +31,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 def holdings() -> dict[str, Any]:
     """Everything that could grow, after a collection of garbage; ``rss`` in bytes is from before it."""
     rss = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+    gc.unfreeze()  # what the start has made can grow, too
     gc.collect()
     objects = gc.get_objects()
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Iterable
@@ -106,22 +107,16 @@ def test_messages_of_every_length_class_arrive_in_both_directions(size: int) -> 
     assert b"".join(bytes(event.data) for event in client.events() if isinstance(event, BytesMessage)) == payload
 
 
-def test_a_large_frame_can_be_read_into_its_own_buffer() -> None:
+@pytest.mark.parametrize("pieces", [[7001], [1, 2, 3, 40_000], [200_000], [65_536]], ids=str)
+def test_a_large_frame_arrives_in_pieces_of_any_size(pieces: list[int]) -> None:
     payload = bytes(range(251)) * 1000
     data = frame(2, payload) + frame(2, b"next")
-    codec = Codec(1 << 20)
-    assert list(codec.feed(data[:100])) == []
-    position = 100
-    found: list[Incoming] = []
-    while (space := codec.space()) is not None:
-        with space:
-            count = min(7000, len(space))
-            space[:count] = data[position : position + count]
-        codec.filled(count)
-        position += count
-        found += codec.feed(b"")
-    assert found == [payload]
-    assert list(codec.feed(data[position:])) == [b"next"]
+    codec, found, sizes = Codec(1 << 20), list[Incoming](), itertools.cycle(pieces)
+    while data:
+        size = next(sizes)
+        found += codec.feed(data[:size])
+        data = data[size:]
+    assert found == [payload, b"next"]
 
 
 def resident_bytes() -> int:
