@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _READ_SIZE, _LARGE_READ = 65536, 262_144
 _WRITE_PARTS = 512  # buffers in one gathering write; the kernel takes at most 1024
 _STAMP_ROOM = 8 * 1024  # bytes of a stamped header, at most (``protocol.md`` 2.6)
+_PONG_BYTES = 16 * 1024  # bytes that may wait for a peer while each of its pings is answered
 GOODBYE_SECONDS = 1.0
 CLEAN_CODES = frozenset({1000, 1001})
 
@@ -131,7 +132,7 @@ class Connection:
                 if frame is not None and blocked is not None:
                     await self._wait_and_route(frame, blocked)
             elif isinstance(item, Reply):
-                self._pong = item.data
+                self._answer(item.data)
             elif item is not None:
                 return self._end(item)
             frames += 1
@@ -142,11 +143,23 @@ class Connection:
         self._end_turn()
         return None
 
+    def _answer(self, pong: bytes) -> None:
+        """Answer a ping, in its place among what else the peer gets.
+
+        Who does not read must not fill the queue: where bytes wait, one pong for the latest ping of each turn is
+        enough (RFC 6455 section 5.5.3).
+        """
+        self._pong = pong
+        if self.session.outbox.pending < _PONG_BYTES:
+            self._put_pong()
+
+    def _put_pong(self) -> None:
+        self.session.outbox.put_raw(self._pong)
+        self._pong = b""
+
     def _end_turn(self) -> None:
         if self._pong:
-            # One for the latest ping is enough (RFC 6455 5.5.3): who does not read must not fill the queue with them.
-            self.session.outbox.put_raw(self._pong)
-            self._pong = b""
+            self._put_pong()
         self.broker.flush()
 
     def _end(self, item: Closed | str) -> int:

@@ -123,6 +123,11 @@ def echo_frame(data: Any = "x") -> bytes:
     return encode(main, {"args": [data], "promise": promise})
 
 
+def to_self(client_id: str) -> bytes:
+    """A message that comes back to the client that sends it."""
+    return encode({"type": "method", "to": client_id, "method": "x"})
+
+
 async def answer(client: WebSocket) -> Any:
     """The answer of an :func:`echo_frame`; pongs are skipped."""
     while not isinstance(item := await client.receive(), bytes):
@@ -147,16 +152,27 @@ async def test_a_message_may_come_in_fragments_with_others_between(
     assert await answer(client) == "whole"
 
 
-async def test_one_pong_answers_all_pings_of_a_turn(autojump_clock: MockClock, client: WebSocket) -> None:
-    """RFC 6455 section 5.5.3; a peer that does not read them fills no queue."""
-    pings = [Ping(b"%d" % number) for number in range(6400)]
-    await client.stream.send_all(client.encoded(*pings))
-    await client.send_bytes(echo_frame())
-    pongs = []
-    while isinstance(item := await client.receive(), Pong):
-        pongs.append(item)
-    assert len(pongs) <= 110
-    assert pongs[-1] == Pong(b"6399")
+async def test_every_ping_is_answered_to_who_reads(autojump_clock: MockClock, client: WebSocket) -> None:
+    """In its place: before the messages that follow it. A goodbye in the same segment takes none away."""
+    pings = [Ping(b"%d" % number) for number in range(50)]
+    await client.stream.send_all(
+        client.encoded(*pings, BytesMessage(to_self("a")), Ping(b"last"), CloseConnection(1000))
+    )
+    found = [await client.receive() for _ in range(53)]
+    assert found[:50] == [Pong(b"%d" % number) for number in range(50)]
+    assert isinstance(found[50], bytes)
+    assert found[51:] == [Pong(b"last"), Closed(1000)]
+
+
+async def test_pings_fill_no_queue(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    """While a client does not read, one pong is enough for all pings of a turn (RFC 6455 section 5.5.3)."""
+    client = await upgrade(stack.connect(lockstep=True), "/ws?client_id=a")
+    await client.stream.send_all(client.encoded(*(Ping(b"%0125d" % number) for number in range(6400))))
+    await wait_all_tasks_blocked()
+    (session,) = stack.broker.registry.sessions()
+    assert session.outbox.pending < 32 * 1024
+    while await client.receive() != Pong(b"%0125d" % 6399):
+        pass
 
 
 @pytest.mark.parametrize(
