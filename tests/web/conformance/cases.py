@@ -1,7 +1,7 @@
 """The cases of the Autobahn test suite for servers, sections 1 to 7, 9 and 10, as data under their public numbers.
 
-Section 8 does not exist, and 12 and 13 are about compression, which this server never negotiates. The suite itself needs
-an interpreter that nobody has any more; the cases are written again from what its reports say of each.
+Sections 8 and 11 are empty, and 12 and 13 are about compression, which this server never negotiates. The suite itself
+needs an interpreter that nobody has any more; the cases are written again from what its reports say of each.
 
 A case is what a client sends, and when. What an echo server owes it follows from that (:func:`answers`), up to the step
 at which the client breaks the protocol. Where the suite also takes a connection that is dropped without a word, or
@@ -67,11 +67,17 @@ class Message:
     fragment: int = 0
 
     def frames(self) -> Iterator[Frame]:
-        unit = b"*" if self.opcode == TEXT else b"\xfe"
-        part = self.fragment or self.size
-        for start in range(0, self.size or 1, part or 1):
-            stop = min(start + part, self.size)
-            yield Frame(CONTINUATION if start else self.opcode, unit * (stop - start), final=stop == self.size)
+        content = filler(self.opcode, self.size)
+        part = self.fragment or max(self.size, 1)
+        for start in range(0, max(self.size, 1), part):
+            payload = content[start : start + part]
+            yield Frame(CONTINUATION if start else self.opcode, payload, final=start + part >= self.size)
+
+
+def filler(opcode: int, size: int) -> bytes:
+    """*size* bytes of text or others, of which no two neighbouring kilobytes are the same."""
+    unit = bytes(range(0x21, 0x7A)) if opcode == TEXT else bytes(range(251))
+    return (unit * (size // len(unit) + 1))[:size]
 
 
 Step = Frame | Message | Slowly | Pause
@@ -79,7 +85,7 @@ Step = Frame | Message | Slowly | Pause
 
 @dataclass(frozen=True)
 class Case:
-    """*lawful*: how many of *steps* the server must take as they are. *codes*: of its close frame, None for no code.
+    """*lawful*: how many of *steps* the server must take as they are. *codes*: what its close frame may say.
 
     After its last step a client that has kept to the protocol, and not said goodbye, waits for its answers and says it.
     All that is done *rounds* times on one connection, but the goodbye.
@@ -95,6 +101,11 @@ class Case:
     @property
     def section(self) -> int:
         return int(self.number.split(".")[0])
+
+    @property
+    def part(self) -> int:
+        """The second number."""
+        return int(self.number.split(".")[1])
 
     @property
     def says_goodbye(self) -> bool:
@@ -281,8 +292,13 @@ _SEQUENCES: dict[int, tuple[list[bytes], list[bytes]]] = {
     10: ([], [long_form(_LARGEST[size], size) for size in (4, 5, 6)]),
     11: (_characters(0xD7FF, 0xE000, 0xFFFD, 0x10FFFF), [long_form(0x110000, 4)]),
     12: ([], [b"\x80", b"\xbf", *((b"\x80\xbf" * 3)[:size] for size in range(2, 7)), bytes(range(0x80, 0xBF))]),
-    13: ([], [b"".join(bytes((lead, 0x20)) for lead in range(*ends))
-              for ends in ((0xC0, 0xDF), (0xE0, 0xEF), (0xF0, 0xF7), (0xF8, 0xFB), (0xFC, 0xFD))]),
+    13: (
+        [],
+        [
+            b"".join(bytes((lead, 0x20)) for lead in range(*ends))
+            for ends in ((0xC0, 0xDF), (0xE0, 0xEF), (0xF0, 0xF7), (0xF8, 0xFB), (0xFC, 0xFD))
+        ],
+    ),
     14: ([], _INCOMPLETE),
     15: ([], [b"".join(_INCOMPLETE)]),
     16: ([], [b"\xfe", b"\xff", b"\xfe\xfe\xff\xff"]),

@@ -2,77 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+import pytest
 import trio
-from wsproto.events import CloseConnection, Pong
 
-from tests.web.conformance.cases import BINARY, PONG, TEXT, TOGETHER, Case, Frame, Pause, Slowly, Step, frames
-from tests.web.wires import Closed, WebSocket, read_to_end, send_while_open
+from tests.web.conformance.cases import (
+    BINARY,
+    CLOSE,
+    NO_CODE,
+    PONG,
+    TEXT,
+    TOGETHER,
+    Case,
+    Frame,
+    Pause,
+    Slowly,
+    Step,
+    close,
+    frames,
+)
+from tests.web.wires import Closed, read_to_end, send_while_open
 
-#: Seconds, by the clock of the test, that a server has for a case.
-PATIENCE = 100.0
+#: Seconds, by the clock of the test, that a server has for a case; fewer than pass before it sends a ping of its own.
+PATIENCE = 15.0
+
+
+def listed(cases: Iterable[Case], slow: Callable[[Case], bool] | None = None) -> list[object]:
+    """*cases* as the parameters of a test, each under its number."""
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(case, id=case.number, marks=marks[slow is not None and slow(case)]) for case in cases]
 
 
 @dataclass
-class Record:
-    """What a client has received: messages and pongs, how many of them before the end of each pause, and the end."""
+class Client:
+    """The client's side of a fresh websocket on *stream*. It reads frames by hand: a library would repair them."""
 
+    stream: trio.abc.Stream
+    #: Messages and pongs that have come, and how many there were at the end of each pause.
     answers: list[Frame] = field(default_factory=list)
     at_pauses: list[int] = field(default_factory=list)
+    #: The server's close frame; code 1006 when the connection has ended without one.
     end: Closed | None = None
+    _sending: trio.Lock = field(default_factory=trio.Lock)
     _changed: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
-    async def read(self, socket: WebSocket) -> None:
-        """Take what comes until the server has closed the websocket, and then the stream."""
+    async def play(self, case: Case) -> None:
+        """Do what the client of *case* does, until the server has closed the stream."""
+        owed = len(case.owed())
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                for count in range(case.rounds):
+                    await self._take_steps(case)
+                    while len(self.answers) < owed * (count + 1) and self.end is None:
+                        await self._changed.park()
+                if case.says_goodbye and self.end is None:
+                    await self._send(close(1000).encoded())
+
+    async def _take_steps(self, case: Case) -> None:
+        for piece in segments(case.steps, case.chop):
+            if isinstance(piece, Pause):
+                await trio.sleep(1)
+                if self.end is None:
+                    self.at_pauses.append(len(self.answers))
+            elif not await self._send(piece):
+                return
+
+    async def _send(self, data: bytes) -> bool:
+        async with self._sending:
+            return await send_while_open(self.stream, data)
+
+    async def _read(self) -> None:
+        rest = bytearray()
         while self.end is None:
-            item = await socket.receive()
-            if isinstance(item, Closed):
-                self.end = item
+            found = first_frame(rest)
+            if found is not None:
+                frame, size = found
+                del rest[:size]
+                self._take(frame)
+            elif data := await self._receive():
+                rest += data
             else:
-                self.answers.append(_as_frame(item))
+                self.end = Closed(1006)
             self._changed.unpark_all()
-        assert await read_to_end(socket.stream) == b""
+        await self._send(Frame(CLOSE).encoded())
+        assert rest + await read_to_end(self.stream) == b""
 
-    async def until(self, count: int) -> None:
-        """Wait for so many answers, or the end."""
-        while len(self.answers) < count and self.end is None:
-            await self._changed.park()
+    async def _receive(self) -> bytes:
+        try:
+            return bytes(await self.stream.receive_some())
+        except trio.BrokenResourceError:
+            return b""
 
-
-def _as_frame(item: object) -> Frame:
-    if isinstance(item, str):
-        return Frame(TEXT, item.encode())
-    if isinstance(item, bytes):
-        return Frame(BINARY, item)
-    assert isinstance(item, Pong)
-    return Frame(PONG, bytes(item.payload))
-
-
-async def play(socket: WebSocket, case: Case) -> Record:
-    """Do what the client of *case* does, on a fresh connection, until the server has ended it."""
-    record, owed = Record(), len(case.owed())
-    with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(record.read, socket)
-            for count in range(case.rounds):
-                await _send(socket, case, record)
-                await record.until(owed * (count + 1))
-            if case.says_goodbye and record.end is None:
-                await socket.send(CloseConnection(1000))
-    return record
+    def _take(self, frame: Frame) -> None:
+        if frame.opcode == CLOSE:
+            assert len(frame.payload) != 1
+            code = int.from_bytes(frame.payload[:2], "big") if frame.payload else NO_CODE
+            self.end = Closed(code, frame.payload[2:].decode())
+        else:
+            self.answers.append(frame)
 
 
-async def _send(socket: WebSocket, case: Case, record: Record) -> None:
-    for piece in segments(case.steps, case.chop):
-        if isinstance(piece, Pause):
-            await trio.sleep(1)
-            if record.end is None:
-                record.at_pauses.append(len(record.answers))
-        elif not await send_while_open(socket.stream, piece):
-            return
+def first_frame(data: bytes | bytearray) -> tuple[Frame, int] | None:
+    """The frame of a server at the beginning of *data*, and its size in bytes; None when it is not whole.
+
+    Ours sends whole messages only, and what holds for every server: no reserved bit, no mask, the shortest length.
+    """
+    if len(data) < 2:
+        return None
+    first, size, start = data[0], data[1], 2
+    assert first & 0xF0 == 0x80
+    assert first & 0x0F in {TEXT, BINARY, CLOSE, PONG}
+    assert size < (126 if first & 0x08 else 128)
+    if size > 125:
+        start = 4 if size == 126 else 10
+        if len(data) < start:
+            return None
+        least = 126 if size == 126 else 65536
+        size = int.from_bytes(data[2:start], "big")
+        assert size >= least
+    stop = start + size
+    return (Frame(first & 0x0F, bytes(data[start:stop])), stop) if len(data) >= stop else None
 
 
 def segments(steps: Iterable[Step], chop: int) -> Iterator[bytes | Pause]:
@@ -112,20 +165,20 @@ def _pieces(steps: Iterable[Step]) -> Iterator[bytes | Pause]:
             yield from (frame.encoded() for frame in frames([step]))
 
 
-def judge(case: Case, record: Record) -> None:
-    """Fail unless *record* is what *case* asks for."""
-    assert summary(record.answers) == summary(case.owed() * case.rounds)
-    assert record.end is not None
-    assert record.end.code in case.codes
-    in_time = [len(case.owed(index)) for index, step in enumerate(case.steps) if isinstance(step, Pause)]
+def judge(case: Case, client: Client, content: Callable[[bytes], bytes] = bytes) -> None:
+    """Fail unless *client* got what *case* asks for. *content*: what of a binary message must be the same."""
+    assert summary(client.answers, content) == summary(case.owed(), content) * case.rounds
+    assert client.end is not None
+    assert client.end.code in case.codes
     if case.says_goodbye:
-        assert record.at_pauses == in_time
+        pauses = [index for index, step in enumerate(case.steps) if isinstance(step, Pause)]
+        assert client.at_pauses == [len(case.owed(index)) for index in pauses]
 
 
-def summary(answers: Iterable[Frame]) -> list[tuple[int, int, bytes]]:
-    """Opcode, size and content of each; of a long one its hash, of which a failure can be read."""
-    return [
-        (frame.opcode, size, frame.payload if size < 200 else sha256(frame.payload).digest())
-        for frame in answers
-        for size in [len(frame.payload)]
-    ]
+def summary(answers: Iterable[Frame], content: Callable[[bytes], bytes]) -> list[tuple[int, int, bytes]]:
+    """Opcode, size and content of each; of a long one its hash, so that a failure can be read."""
+    found = []
+    for frame in answers:
+        data = content(frame.payload) if frame.opcode == BINARY else frame.payload
+        found.append((frame.opcode, len(data), data if len(data) < 200 else sha256(data).digest()))
+    return found

@@ -15,11 +15,11 @@ from trio.testing import MockClock
 
 from tests.web.conformance.cases import CASES, Case
 from tests.web.conformance.echo import serve
-from tests.web.conformance.player import judge, play
+from tests.web.conformance.player import Client, judge, listed
 from tests.web.stack import connection
-from tests.web.wires import WebSocket, upgrade
+from tests.web.wires import upgrade
 
-#: The smallest of section 9; the others take seconds together.
+#: Of section 9; the others take seconds together.
 QUICK = {"9.1.1", "9.2.1", "9.3.6", "9.4.6", "9.5.6", "9.6.6"}
 
 
@@ -29,7 +29,9 @@ def test_no_case_is_missing() -> None:
     nested = {
         1: {1: 8, 2: 8},
         4: {1: 5, 2: 5},
-        6: dict(zip(range(1, 24), (3, 4, 2, 4, 5, 11, 4, 2, 4, 3, 5, 8, 5, 10, 1, 3, 5, 5, 5, 7, 8, 34, 7), strict=True)),
+        6: dict(
+            zip(range(1, 24), (3, 4, 2, 4, 5, 11, 4, 2, 4, 3, 5, 8, 5, 10, 1, 3, 5, 5, 5, 7, 8, 34, 7), strict=True)
+        ),
         7: {1: 6, 3: 6, 5: 1, 7: 13, 9: 9, 13: 2},
         9: {1: 6, 2: 6, 3: 9, 4: 9, 5: 6, 6: 6, 7: 6, 8: 6},
         10: {1: 1},
@@ -42,20 +44,12 @@ def test_no_case_is_missing() -> None:
     assert sorted(numbers) == sorted(expected)
 
 
-def listed(*cases: Case) -> list[object]:
-    """*cases* as parameters of a test."""
-    return [
-        pytest.param(case, id=case.number, marks=pytest.mark.slow if case.section == 9 and case.number not in QUICK else ())
-        for case in cases
-    ]
-
-
 @asynccontextmanager
-async def echo_server(client: trio.abc.Stream, end: trio.abc.Stream) -> AsyncIterator[WebSocket]:
+async def echo_server(client: trio.abc.Stream, end: trio.abc.Stream) -> AsyncIterator[Client]:
     """The client's side of a websocket whose other side echoes."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve, end)
-        yield await upgrade(client, "/")
+        yield Client((await upgrade(client, "/")).stream)
         await trio.aclose_forcefully(client)
 
 
@@ -67,21 +61,24 @@ async def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
         return client, await listener.accept()
 
 
-@pytest.mark.parametrize("case", listed(*CASES))
+@pytest.mark.parametrize("case", listed(CASES, slow=lambda case: case.section == 9 and case.number not in QUICK))
 async def test_a_case(autojump_clock: MockClock, case: Case) -> None:
-    async with echo_server(*connection()) as socket:
-        judge(case, await play(socket, case))
+    async with echo_server(*connection()) as player:
+        await player.play(case)
+        judge(case, player)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", listed(*(case for case in CASES if case.section in {1, 2, 9, 10})))
+@pytest.mark.parametrize("case", listed(case for case in CASES if case.section in {1, 2, 9, 10}))
 async def test_a_case_on_a_socket(case: Case) -> None:
     """Where the bytes of large frames are read to where they belong, and the network chooses the pieces."""
-    async with echo_server(*await socket_pair()) as socket:
-        judge(case, await play(socket, case))
+    async with echo_server(*await socket_pair()) as player:
+        await player.play(case)
+        judge(case, player)
 
 
-@pytest.mark.parametrize("case", listed(*(case for case in CASES if case.number.startswith("6.4."))))
+@pytest.mark.parametrize("case", listed(case for case in CASES if case.number[:4] == "6.4."))
 async def test_text_is_judged_when_it_is_whole(autojump_clock: MockClock, case: Case) -> None:
-    async with echo_server(*connection()) as socket:
-        assert (await play(socket, case)).at_pauses == [0, 0]
+    async with echo_server(*connection()) as player:
+        await player.play(case)
+        assert player.at_pauses == [0, 0]
