@@ -193,6 +193,8 @@ class WebSocket:
                     await self._answer(event)
                     return event
                 elif isinstance(event, CloseConnection):
+                    # wsproto makes a close frame, too, of what it cannot read.
+                    assert self._connection.state in {ConnectionState.REMOTE_CLOSING, ConnectionState.CLOSED}, event
                     if self._connection.state is ConnectionState.REMOTE_CLOSING:
                         await self._answer(event)
                     return Closed(int(event.code), event.reason or "")
