@@ -43,6 +43,7 @@ class Limits:
     stands in the error that reaching it causes. ``docs/reference.md`` describes them one by one.
     """
 
+    connections: int = 10_000
     frame_bytes: int = 16 * MIB
     header_bytes: int = 64 * KIB
     header_keys: int = 64
@@ -65,10 +66,14 @@ class Limits:
     sessions_per_workspace: int = 1000
     sessions_per_principal: int = 100
     services_per_session: int = 500
+    description_bytes: int = 64 * KIB
+    descriptions_bytes_per_session: int = 4 * MIB
+    subscriptions_per_session: int = 500
     workspaces_per_principal: int = 100
     call_seconds: float = 60.0
     http_body_bytes: int = 100 * MIB
     http_body_seconds: float = 60.0
+    http_body_bytes_per_second: int = 1000
     json_array_bytes: int = 1 * MIB
     token_seconds: float = 10800.0
     reconnection_token_seconds: float = 172800.0

@@ -18,7 +18,6 @@ from hypha.wire.calls import encode_value
 
 _WORKSPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~|-]*")
 _HIDDEN = ("built-in", "_rintf_")
-_MAX_DESCRIPTION = 64 * 1024  # bytes of one service description: kept while parked, and sent in every list
 _NEAR_NAMES = 100
 _NEAR_LENGTH = 40  # characters; comparing takes the product of both lengths, and nobody mistypes longer names
 
@@ -65,7 +64,7 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a client says of one of its services. *since*: its age when it was registered before, else None."""
+    """What a client says of one of its services, *size* bytes. *since*: its age when it was registered before."""
 
     id: str
     name: str
@@ -73,6 +72,7 @@ class Registration:
     config: dict[str, Any]
     description: str | None
     since: int | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,13 +203,13 @@ class Registry:
         """Replace the services of *session* by *registrations* in one step; kept ones keep their age.
 
         Built-in and hidden services are not for others to find (``protocol.md`` 3.3 and 5.6) and are left out.
-        Raises :class:`PeerGone` for a session that is over: nobody would take its services out again.
+        Raises :class:`PeerGone` for a session that is over: nobody would take its services out again, and
+        :class:`LimitExceeded` for more than is kept for it and sent in lists.
         """
         if not session.open:
             raise PeerGone(gone_text(session.address))
         entries = {entry.id: entry for entry in registrations if not entry.id.startswith(_HIDDEN)}
-        if len(entries) > self.limits.services_per_session:
-            raise LimitExceeded(f"more than services_per_session = {self.limits.services_per_session} services")
+        _require_within(self.limits, entries.values())
         before = session.services
         for service in before.values():
             self._unlist(service)
@@ -232,6 +232,7 @@ class Registry:
             visibility="protected" if visibility not in ("public", "unlisted") else visibility,
             authorized_workspaces=frozenset(_texts(authorized)),
             since=next(self._order) if since is None else since,
+            size=entry.size,
             session=session,
         )
 
@@ -309,11 +310,20 @@ def not_found_hint(names: list[str]) -> str:
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-def parse_registration(entry: object, client: str) -> Registration:
-    """Check one service description of a client (``protocol.md`` 5.2).
+def _require_within(limits: Limits, entries: Collection[Registration]) -> None:
+    if len(entries) > limits.services_per_session:
+        raise LimitExceeded(f"more than services_per_session = {limits.services_per_session} services")
+    for entry in entries:
+        if entry.size > limits.description_bytes:
+            what = f"the description of service {entry.id[:200]!r}"
+            raise LimitExceeded(f"{what} is larger than description_bytes = {limits.description_bytes}")
+    most = limits.descriptions_bytes_per_session
+    if sum(entry.size for entry in entries) > most:
+        raise LimitExceeded(f"the descriptions of all services are larger than descriptions_bytes_per_session = {most}")
 
-    Raises :class:`InvalidArgument`, and :class:`LimitExceeded` for one that is larger than 64 KiB.
-    """
+
+def parse_registration(entry: object, client: str) -> Registration:
+    """Check one service description of a client (``protocol.md`` 5.2). Raises :class:`InvalidArgument`."""
     if not isinstance(entry, dict):
         raise InvalidArgument("a service description must be a map")
     full_id = entry.get("id")
@@ -327,23 +337,18 @@ def parse_registration(entry: object, client: str) -> Registration:
         config = {}
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise InvalidArgument(f"the config of service {full_id[:200]!r} must be a map")
-    registration = Registration(
-        id=check_name("service id", service_id),
-        name=_text(entry, "name") or service_id,
-        type=_text(entry, "type") or "generic",
-        config=config,
-        description=_text(entry, "description"),
-    )
-    described = encode_value([registration.name, registration.type, registration.config, registration.description])
-    if len(described) > _MAX_DESCRIPTION:
-        raise LimitExceeded(f"the description of service {service_id!r} is larger than {_MAX_DESCRIPTION} bytes")
-    return registration
+    checked, name = check_name("service id", service_id), _text(entry, "name") or service_id
+    kind, description = _text(entry, "type") or "generic", _text(entry, "description")
+    size = len(encode_value([name, kind, config, description]))
+    return Registration(checked, name, kind, config, description, size=size)
 
 
 def registrations(session: PeerSession) -> tuple[Registration, ...]:
     """The services of *session* as data, with their age: whoever comes back as the same client keeps it."""
     return tuple(
-        Registration(service.id, service.name, service.type, service.config, service.description, service.since)
+        Registration(
+            service.id, service.name, service.type, service.config, service.description, service.since, service.size
+        )
         for service in session.services.values()
     )
 

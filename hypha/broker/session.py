@@ -9,6 +9,7 @@ from typing import Any
 from hypha.broker.access import ROOT, Principal
 from hypha.broker.outbox import DirtyOutboxes, Outbox, Transport
 from hypha.config import Limits
+from hypha.errors import LimitExceeded
 from hypha.wire.address import Address
 from hypha.wire.calls import Message, rejection
 from hypha.wire.chunks import ChunkPeek, ChunkStore
@@ -30,7 +31,7 @@ class Service:
     """A registration as others see it. The functions stay with the provider (``protocol.md`` 3.3).
 
     *visibility* is public, unlisted or protected (``decisions.md`` 20). *authorized_workspaces* may call although it
-    is protected. *since* orders services by age: the smaller, the older.
+    is protected. *since* orders services by age: the smaller, the older. *size*: bytes of what its client said of it.
     """
 
     workspace: str
@@ -43,6 +44,7 @@ class Service:
     visibility: str
     authorized_workspaces: frozenset[str]
     since: int
+    size: int
     session: PeerSession
     #: Paths of functions that the service has been seen to have, when somebody asked over HTTP.
     functions: set[tuple[str, ...]] = field(default_factory=set)
@@ -95,6 +97,13 @@ class Session(ABC):
     @abstractmethod
     def peer_gone(self, session_id: str, address: Address) -> None:
         """Learn that the call *session_id* at *address* will get no answer."""
+
+    def subscribe(self, event_type: str) -> None:
+        """Hear the events of *event_type* from now on. Raises :class:`LimitExceeded`."""
+        limit = self.limits.subscriptions_per_session
+        if len(self.subscriptions) >= limit and event_type not in self.subscriptions:
+            raise LimitExceeded(f"subscriptions_per_session = {limit} event types are subscribed to already")
+        self.subscriptions.add(event_type)
 
     def heard_from(self, sender: Session) -> None:
         """Remember that a session of another workspace wrote to this one and may be answered."""

@@ -52,15 +52,17 @@ def bearer_token(scope: HTTPScope) -> str | None:
 async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limits) -> bytes:
     """The whole request body.
 
-    Raises :class:`TooLarge` over ``http_body_bytes``, :class:`CallTimeout` when it is not complete after
-    ``http_body_seconds``, :class:`PeerGone` when the client leaves before.
+    It has ``http_body_seconds``, and the same again each time that it has brought ``http_body_bytes_per_second`` for
+    so long: a large upload over a slow line goes on, one that only drips ends. Raises :class:`CallTimeout` then,
+    :class:`TooLarge` over ``http_body_bytes``, :class:`PeerGone` when the client leaves before.
     """
     announced = header(scope, b"content-length")
     if announced.isdigit() and int(announced) > limits.http_body_bytes:
         raise _too_large(limits)
     parts: list[bytes] = []
     size = 0
-    with trio.move_on_after(limits.http_body_seconds):
+    due = stretch = limits.http_body_seconds * limits.http_body_bytes_per_second
+    with trio.move_on_after(limits.http_body_seconds) as patience:
         while True:
             message = await receive()
             if message["type"] != "http.request":
@@ -71,7 +73,13 @@ async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limi
                 raise _too_large(limits)
             if not message["more_body"]:
                 return b"".join(parts)
-    raise CallTimeout(f"the request body was not complete after http_body_seconds = {limits.http_body_seconds:g}")
+            if size >= due:
+                due = size + stretch
+                patience.deadline = trio.current_time() + limits.http_body_seconds
+    raise CallTimeout(
+        f"the request body was not complete after http_body_seconds = {limits.http_body_seconds:g}, "
+        f"and came more slowly than http_body_bytes_per_second = {limits.http_body_bytes_per_second}"
+    )
 
 
 def _too_large(limits: Limits) -> TooLarge:

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from hypha.broker.access import Level, Principal
+from hypha.broker.broker import Credentials
 from hypha.broker.registry import Registration, Registry, Workspace, not_found_hint, parse_registration, registrations
 from hypha.config import Limits
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, PeerGone
@@ -323,8 +324,8 @@ async def test_looking_for_near_names_is_bounded(scene: Scene) -> None:
 
 def test_a_description_is_read() -> None:
     entry = {"id": "a:svc", "name": "N", "type": "t", "config": {"x": [1]}, "description": "D", "more": 1}
-    assert parse_registration(entry, "a") == Registration("svc", "N", "t", {"x": [1]}, "D")
-    assert parse_registration({"id": "svc"}, "a") == Registration("svc", "svc", "generic", {}, None)
+    assert parse_registration(entry, "a") == Registration("svc", "N", "t", {"x": [1]}, "D", size=12)
+    assert parse_registration({"id": "svc"}, "a") == Registration("svc", "svc", "generic", {}, None, size=15)
     assert parse_registration({"id": "lab/a:svc", "name": "", "config": None}, "a").name == "svc"
 
 
@@ -358,9 +359,40 @@ def test_a_wrong_description_is_refused_in_one_short_line() -> None:
         assert len(str(caught.value)) < 2000
 
 
-def test_the_size_of_a_description_is_bounded_exactly() -> None:
-    overhead = 1 + 4 + 8 + 1 + 3 + 1 + 2  # list, "svc", "generic", map, head of the text, None, "x"
-    size = 64 * 1024 - overhead
-    assert parse_registration({"id": "svc", "config": {"x": "y" * size}}, "a").id == "svc"
-    with pytest.raises(LimitExceeded, match="the description of service 'svc' is larger than 65536 bytes"):
-        parse_registration({"id": "svc", "config": {"x": "y" * (size + 1)}}, "a")
+async def test_the_size_of_a_description_is_bounded_exactly(scene: Scene) -> None:
+    def described(size: int) -> Registration:
+        overhead = 1 + 4 + 8 + 1 + 3 + 1 + 2  # list, "svc", "generic", map, head of the text, None, "x"
+        return parse_registration({"id": "svc", "config": {"x": "y" * (size - overhead)}}, "a")
+
+    session = scene.join("lab/a").session
+    scene.broker.registry.announce(session, [described(64 * 1024)])
+    with pytest.raises(LimitExceeded, match="service 'svc' is larger than description_bytes = 65536"):
+        scene.broker.registry.announce(session, [described(64 * 1024 + 1)])
+    assert [service.size for service in session.services.values()] == [64 * 1024]
+
+
+async def test_the_descriptions_of_a_session_are_bounded_exactly_together_and_too_many_change_nothing() -> None:
+    def described(*sizes: int) -> list[Registration]:
+        return [Registration(f"s{number}", "", "", {}, None, size=size) for number, size in enumerate(sizes)]
+
+    scene = Scene(Limits(descriptions_bytes_per_session=1000))
+    a = scene.join("lab/a")
+    registry, session = scene.broker.registry, a.session
+    registry.announce(session, described(500, 499, 1))
+    for entries in (described(500, 499, 2), [*registrations(session), Registration("x", "", "", {}, None, size=1)]):
+        with pytest.raises(LimitExceeded, match="descriptions_bytes_per_session = 1000"):
+            registry.announce(session, entries)
+    assert list(session.services) == ["s0", "s1", "s2"]
+    token = scene.broker.resumption_token(session)
+    a.leave(clean=False)
+    back = scene.attach(scene.broker.admit(Credentials("a", reconnection_token=token)))
+    assert [service.size for service in back.session.services.values()] == [500, 499, 1]
+
+
+async def test_the_subscriptions_of_a_session_are_bounded_exactly() -> None:
+    session = Scene(Limits(subscriptions_per_session=2)).join("lab/a").session
+    for name in ("one", "two", "one"):
+        session.subscribe(name)
+    with pytest.raises(LimitExceeded, match="subscriptions_per_session = 2"):
+        session.subscribe("three")
+    assert session.subscriptions == {"one", "two"}

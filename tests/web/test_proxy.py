@@ -264,8 +264,36 @@ async def test_a_body_must_come_in_time(autojump_clock: MockClock, place: Place)
         answer = await read_answer(stream)
         nursery.cancel_scope.cancel()
     assert answer.status == 504
-    assert "http_body_seconds" in answer.detail
+    assert "not complete after http_body_seconds = 60, and came more slowly than http_body_bytes_per_second = 1000" in (
+        answer.detail
+    )
     assert trio.current_time() - began == pytest.approx(60, abs=1)
+
+
+@pytest.mark.parametrize(("enough", "status", "seconds"), [(True, 200, 109), (False, 504, 60)])
+async def test_a_large_body_may_take_long_if_it_comes_fast_enough(
+    tmp_path: Path, autojump_clock: MockClock, enough: bool, status: int, seconds: float
+) -> None:
+    """In the first minute 6000 bytes, or one less."""
+    async with memory_stack(Config(data_dir=tmp_path, limits=Limits(http_body_bytes_per_second=100))) as stack:
+        place = await a_place(stack)
+        body = b'{"a": "%b"}' % (b"x" * 20_000)
+        stream = stack.connect()
+        path, size = f"/{place.provider.workspace}/services/svc/show", {"Content-Length": str(len(body))}
+        await stream.send_all(request_bytes(path, "POST", size))
+
+        async def upload() -> None:
+            await stream.send_all(body[:5999])
+            await trio.sleep(59)
+            last = 6000 if enough else 5999
+            await stream.send_all(body[5999:last])
+            await trio.sleep(50)
+            await stream.send_all(body[last:])
+
+        began = trio.current_time()
+        stack.clients.start_soon(upload)
+        assert (await read_answer(stream)).status == status
+        assert trio.current_time() - began == pytest.approx(seconds, abs=0.01)
 
 
 # --- which function -----------------------------------------------------------------------------------------------
