@@ -9,6 +9,7 @@
 * a peer that leaves must be noticed also while its next request waits, and when it has made none;
 * a connection must end when it is idle after an answer, when its request was refused, when nobody reads its body; and
   not because of bytes behind its last request, before that is answered;
+* connections beyond a limit must wait at the door (:mod:`hypha.web.accept`);
 * compression is never negotiated (F4), HTTP/2 never spoken (``decisions.md`` 4);
 * a websocket's stream is handed to :mod:`hypha.web.ws`, with the bytes that came before it was accepted.
 """
@@ -21,7 +22,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import Any, cast
+from types import ModuleType
+from typing import Any, NoReturn, cast
 
 import h11
 import hypercorn.config
@@ -39,6 +41,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import AppWrapper
 
 from hypha.errors import ConfigError
+from hypha.web.accept import serve_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -290,6 +293,25 @@ class GuardedServer(TCPServer):
             self._released.set()
 
 
+#: Where an application writes, in the state of its lifespan, how many connections may be open at once.
+CONNECTIONS = "hypha.connections"
+
+
+async def _serve_listeners(handler: Any, listeners: Any, *, handler_nursery: trio.Nursery) -> NoReturn:
+    # The last argument that Hypercorn has prepared for each of its servers is a copy of the state of the lifespan.
+    limit = handler.args[-1].get(CONNECTIONS)
+    if limit is None:
+        await trio.serve_listeners(handler, listeners, handler_nursery=handler_nursery)
+    await serve_bounded(handler, listeners, handler_nursery=handler_nursery, limit=limit)
+
+
+def _bounding(module: ModuleType) -> ModuleType:
+    """Another trio, for the one module that accepts connections."""
+    other = ModuleType(module.__name__)
+    vars(other).update(vars(module), serve_listeners=_serve_listeners)
+    return other
+
+
 def install() -> None:
     """Put the guard in place for every Hypercorn server of this process that starts from now on.
 
@@ -304,6 +326,7 @@ def install() -> None:
         )
     for owner, name, replacement in (
         (hypercorn.trio.run, "TCPServer", GuardedServer),
+        (hypercorn.trio.run, "trio", _bounding(trio)),
         (hypercorn.protocol, "H11Protocol", Http1Only),
         (hypercorn.protocol.h11, "WSStream", HeldWebsocket),
         (hypercorn.protocol.h11, "HTTPStream", HttpRequest),
