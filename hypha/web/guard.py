@@ -9,6 +9,7 @@
 * a peer that leaves must be noticed also while its next request waits, and when it has made none;
 * a connection must end when it is idle after an answer, when its request was refused, when nobody reads its body; and
   not because of bytes behind its last request, before that is answered;
+* who sends a body that is refused must be able to read why;
 * connections beyond a limit must wait at the door (:mod:`hypha.web.accept`);
 * compression is never negotiated (F4), HTTP/2 never spoken (``decisions.md`` 4);
 * a websocket's stream is handed to :mod:`hypha.web.ws`, with the bytes that came before it was accepted.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from types import ModuleType
@@ -53,6 +54,8 @@ _TESTED = ((0, 18), (0, 19))
 _READ_SIZE = 65536
 _SEND_SIZE = 65536  # bytes that a peer must take in each SEND_SECONDS
 SEND_SECONDS = 10.0
+_LINGER_SECONDS = 10.0  # for which the rest of a refused body is read and dropped
+_LINGER_BYTES = 256 * 1024 * 1024  # of it, at most
 _EARLY_LIMIT = 65536  # bytes that may come in before a websocket is taken over, or before their turn
 
 
@@ -185,6 +188,7 @@ class GuardedServer(TCPServer):
         self._parked = trio.Event()
         self._released = trio.Event()
         self._taken = False
+        self._lingers = False
         self._turn = Turn(self._read_ahead)
         self._ahead = bytearray()
 
@@ -203,6 +207,10 @@ class GuardedServer(TCPServer):
         return self.context.terminated
 
     async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Closed) and self._body_is_coming():
+            self._lingers = True
+            self._reading.cancel()
+            return
         if not isinstance(event, RawData):
             # The application has just been told that its request is over, and frameworks cancel what still runs for
             # it: this very task. The idle clock must start, and what is to be closed must be closed, all the same.
@@ -235,7 +243,7 @@ class GuardedServer(TCPServer):
     async def _read_data(self) -> None:
         if isinstance(self.protocol.protocol, Http1Only):
             self.protocol.protocol.can_read = self._turn
-        while not self._taken:
+        while not self._taken and not self._lingers:
             with trio.CancelScope() as self._reading:
                 data = self._take_ahead() or await self._receive()
             if self._reading.cancelled_caught:
@@ -246,8 +254,24 @@ class GuardedServer(TCPServer):
         self._parked.set()
         if self._taken:
             await self._released.wait()
+        if self._lingers:
+            await self._linger()
         await self.idle_task.stop()  # it would hold the connection for the rest of its time
         await self.protocol.handle(Closed())
+
+    def _body_is_coming(self) -> bool:
+        """Whether a request was answered before all of it was there."""
+        connection = self.protocol.protocol.connection
+        return isinstance(connection, LastRequest) and connection.their_state is h11.SEND_BODY
+
+    async def _linger(self) -> None:
+        """Drop what still comes of a body: unread, it would make of the close a reset, in which the answer is lost."""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError), trio.move_on_after(_LINGER_SECONDS):
+            if isinstance(self.stream, trio.abc.HalfCloseableStream):
+                await self.stream.send_eof()
+            left = _LINGER_BYTES
+            while left > 0 and (data := await self._receive()):
+                left -= len(data)
 
     async def _read_ahead(self) -> None:
         """Keep what comes, up to a limit. Raises trio.BrokenResourceError when the peer leaves."""

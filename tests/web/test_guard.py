@@ -18,11 +18,20 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 from wsproto.events import BytesMessage
 
-from hypha.config import Config
+from hypha.config import Config, Limits
 from hypha.errors import ConfigError
 from hypha.web import guard
 from hypha.web.guard import SEND_SECONDS, GuardedServer, TakeOverFailed
-from tests.web.stack import LoopbackStack, MemoryStack, ServerEnd, Stack, Steps, connection, memory_stack
+from tests.web.stack import (
+    LoopbackStack,
+    MemoryStack,
+    ServerEnd,
+    Stack,
+    Steps,
+    connection,
+    loopback_stack,
+    memory_stack,
+)
 from tests.web.wires import (
     Closed,
     WebSocket,
@@ -342,6 +351,55 @@ async def test_a_body_that_nobody_reads_holds_nothing(autojump_clock: MockClock,
     await trio.testing.wait_all_tasks_blocked()
     assert stack.ends[0].closed.is_set()
     assert not stack.servers.child_tasks
+
+
+def refused_upload(size: int) -> bytes:
+    """The head of a request that is refused for its size."""
+    return request_bytes("/public/services/x/y", "POST", {"Content-Length": str(size)})
+
+
+async def drip(stream: trio.abc.SendStream) -> None:
+    """A byte each second."""
+    for _ in range(100):
+        await stream.send_all(b"x")
+        await trio.sleep(1)
+
+
+async def test_who_uploads_too_much_can_read_why(tmp_path: Path) -> None:
+    """Programs send all of a body before they read: what is left unread would make them find a reset connection."""
+    async with loopback_stack(Config(data_dir=tmp_path, limits=Limits(http_body_bytes=1000))) as stack:
+        stream, body = await stack.open(), bytes(32 * 1024 * 1024)
+        await stream.send_all(refused_upload(len(body)) + body)
+        answer = await read_answer(stream)
+        assert answer.status == 413
+        assert b"http_body_bytes = 1000" in answer.body
+        await stream.send_eof()
+        assert await read_to_end(stream) == b""
+
+
+async def test_a_refused_upload_is_dropped_for_so_long(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    stream = stack.connect()
+    await stream.send_all(refused_upload(2**40))
+    began = trio.current_time()
+    answer = await read_to_end(stream)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    with pytest.raises(trio.BrokenResourceError):
+        await drip(stream)
+    assert trio.current_time() - began == pytest.approx(10, abs=1)
+    assert not stack.servers.child_tasks
+
+
+@pytest.mark.parametrize(("size", "is_open"), [(9999, True), (10_000, False)])
+async def test_so_much_of_a_refused_upload_is_dropped(
+    size: int, is_open: bool, autojump_clock: MockClock, stack: MemoryStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_LINGER_BYTES", 10_000)
+    stream = stack.connect()
+    await stream.send_all(refused_upload(2**40))
+    await trio.testing.wait_all_tasks_blocked()
+    await stream.send_all(bytes(size))
+    await trio.testing.wait_all_tasks_blocked()
+    assert stack.ends[0].closed.is_set() is not is_open
 
 
 @pytest.mark.parametrize(
