@@ -268,7 +268,8 @@ class ServerSession(Session):
             self._table.close(entry)
             end_call(self, entry.session)
         if not outcome:
-            raise CallTimeout(f"{target.name} gave neither a result nor a heartbeat for {longest_silence:g} s")
+            waited = f"{patience:g} s" if patience else f"call_seconds = {longest_silence:g}"
+            raise CallTimeout(f"{target.name} gave neither a result nor a heartbeat for {waited}")
         return _value(*outcome[0])
 
     async def _send(

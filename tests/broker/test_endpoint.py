@@ -461,6 +461,7 @@ async def test_the_default_patience_is_a_minute(live: Scene, autojump_clock: Moc
     call = Outgoing(live, live.join("lab/p"))
     await call.done.wait()
     assert trio.current_time() - started == 60
+    assert str(call.outcome) == "lab/p gave neither a result nor a heartbeat for call_seconds = 60"
 
 
 async def test_cancelling_forgets_the_call_and_its_late_answer_is_refused(live: Scene) -> None:

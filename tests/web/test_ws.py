@@ -383,6 +383,20 @@ async def test_a_client_gives_way_after_so_many_frames(
             assert turns == 4
 
 
+@pytest.mark.parametrize(("seconds", "turns_expected"), [(1e-9, 201), (1000.0, 1)])
+async def test_a_client_gives_way_after_so_long(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, seconds: float, turns_expected: int
+) -> None:
+    async with limited(tmp_path, turn_frames=1000, turn_seconds=seconds) as stack:
+        client = await upgrade(stack.connect(), "/ws?client_id=a")
+        await wait_all_tasks_blocked()
+        turns: list[None] = []
+        monkeypatch.setattr(stack.broker, "flush", lambda: turns.append(None))
+        await client.stream.send_all(client.encoded(*[BytesMessage(b"")] * 200))
+        await wait_all_tasks_blocked()
+        assert len(turns) == turns_expected
+
+
 # --- clients that do not read ---------------------------------------------------------------------------------------
 
 

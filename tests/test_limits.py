@@ -1,0 +1,187 @@
+"""Every limit is tried at its value and one over, and its error names it.
+
+The tests stand with what they test; this table says which they are, so that a new limit without one is found here.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from hypha.broker.broker import Credentials
+from hypha.config import Limits
+from hypha.errors import NotAuthenticated
+from tests.broker.memory import EPOCH, Scene
+from tests.house.steps import ROOT
+
+LEEWAY = 30  # seconds by which the clocks of two machines may differ
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Where a limit is tried. *quiet*: why reaching it is no error that could name it."""
+
+    tests: tuple[str, ...]
+    quiet: str | None = None
+
+
+def by(*tests: str, quiet: str | None = None) -> Tried:
+    return Tried(tests, quiet)
+
+
+TABLE = {
+    "connections": by(
+        "web/test_accept.py::test_the_connections_are_bounded_exactly_and_one_more_waits",
+        "process/test_connections.py::test_one_connection_too_many_waits",
+    ),
+    "frame_bytes": by("web/test_ws.py::test_a_message_of_the_limit_is_taken_and_one_more_byte_is_not"),
+    "header_bytes": by("wire/test_frame.py::test_the_size_of_the_header_is_bounded_exactly"),
+    "header_keys": by("wire/test_frame.py::test_the_number_of_fields_is_bounded_exactly"),
+    "header_depth": by("wire/test_frame.py::test_the_nesting_of_unknown_fields_is_bounded_exactly"),
+    "python_frame_bytes": by(
+        "web/test_http.py::test_python_clients_take_smaller_frames",
+        "broker/test_router.py::test_a_call_of_the_exact_limit_passes_and_one_byte_more_fails_at_its_sender",
+        quiet="the error says how much the receiver takes, whichever of two limits that is",
+    ),
+    "handshake_seconds": by("web/test_ws.py::test_a_modern_client_that_says_nothing_is_let_go"),
+    "outbox_bytes": by(
+        "broker/test_outbox.py::test_messages_are_taken_up_to_the_limit_and_not_a_byte_more",
+        "broker/test_router.py::test_a_full_target_is_named_and_nothing_has_changed",
+        quiet="the sender waits",
+    ),
+    "outbox_reserve_bytes": by(
+        "broker/test_outbox.py::test_control_messages_use_the_reserve_and_are_counted_when_it_is_full",
+        quiet="what has no room is counted",
+    ),
+    "stall_seconds": by(
+        "web/test_ws.py::test_a_client_that_stops_reading_is_cut_and_its_callers_are_told",
+        "web/test_ws.py::test_a_sender_waits_for_room_at_most_so_long",
+        quiet="the callers learn that their peer is gone",
+    ),
+    "ping_seconds": by("web/test_ws.py::test_a_client_that_answers_pings_stays", quiet="a ping is sent"),
+    "silence_seconds": by("web/test_ws.py::test_a_silent_client_is_let_go", quiet="nobody is there to be told"),
+    "busy_silence_seconds": by(
+        "web/test_ws.py::test_a_client_that_works_may_be_silent_for_longer", quiet="nobody is there to be told"
+    ),
+    "turn_frames": by("web/test_ws.py::test_a_client_gives_way_after_so_many_frames", quiet="others have their turn"),
+    "turn_seconds": by("web/test_ws.py::test_a_client_gives_way_after_so_long", quiet="others have their turn"),
+    "server_calls_per_peer": by("broker/test_endpoint.py::test_a_hundred_calls_run_at_once_and_the_next_is_rejected"),
+    "inflight_per_peer": by(
+        "broker/test_router.py::test_the_newest_calls_are_remembered_and_none_is_refused",
+        "broker/test_router.py::test_the_default_number_of_calls_in_flight",
+        quiet="the oldest call is not watched any more",
+    ),
+    "correspondents_per_peer": by(
+        "broker/test_router.py::test_correspondents_are_bounded_and_the_oldest_is_forgotten_on_both_sides",
+        quiet="the oldest is forgotten",
+    ),
+    "chunked_messages_per_peer": by(
+        "wire/test_chunks.py::test_the_number_of_open_messages_is_bounded_exactly_and_overwriting_needs_no_room",
+        "broker/test_endpoint.py::test_the_parts_that_wait_are_bounded_in_number_and_bytes_and_belong_to_one_session",
+    ),
+    "chunked_bytes_per_peer": by(
+        "wire/test_chunks.py::test_the_bytes_of_all_parts_are_bounded_exactly_and_empty_parts_are_not_free",
+        "broker/test_endpoint.py::test_the_parts_that_wait_are_bounded_in_number_and_bytes_and_belong_to_one_session",
+    ),
+    "sessions_per_workspace": by("broker/test_registry.py::test_the_sessions_of_a_workspace_are_bounded_exactly"),
+    "sessions_per_principal": by("broker/test_lifetimes.py::test_the_clients_of_one_user_are_bounded_exactly"),
+    "services_per_session": by(
+        "broker/test_registry.py::test_the_services_of_a_session_are_bounded_exactly_and_too_many_change_nothing"
+    ),
+    "description_bytes": by("broker/test_registry.py::test_the_size_of_a_description_is_bounded_exactly"),
+    "descriptions_bytes_per_session": by(
+        "broker/test_registry.py::"
+        "test_the_descriptions_of_a_session_are_bounded_exactly_together_and_too_many_change_nothing"
+    ),
+    "subscriptions_per_session": by("broker/test_registry.py::test_the_subscriptions_of_a_session_are_bounded_exactly"),
+    "workspaces_per_principal": by("broker/test_builtin.py::test_the_workspaces_of_one_user_are_bounded_exactly"),
+    "call_seconds": by("broker/test_endpoint.py::test_the_default_patience_is_a_minute"),
+    "http_body_bytes": by("web/test_proxy.py::test_a_body_may_be_so_large"),
+    "http_body_seconds": by("web/test_proxy.py::test_a_body_must_come_in_time"),
+    "http_body_bytes_per_second": by(
+        "web/test_proxy.py::test_a_large_body_may_take_long_if_it_comes_fast_enough",
+        "web/test_proxy.py::test_a_body_must_come_in_time",
+    ),
+    "json_array_bytes": by("wire/test_values.py::test_the_limit_of_an_array_is_exact"),
+    "token_seconds": by("test_limits.py::test_a_token_lives_so_long", quiet="the token has expired"),
+    "reconnection_token_seconds": by(
+        "test_limits.py::test_a_reconnection_token_lives_so_long", quiet="the token has expired"
+    ),
+    "session_grace": by(
+        "broker/test_lifetimes.py::test_what_is_kept_is_kept_for_an_hour", quiet="the services are forgotten"
+    ),
+    "suspended_sessions": by(
+        "broker/test_lifetimes.py::test_the_suspended_are_bounded_for_each_user_and_in_all_and_the_oldest_go_first",
+        quiet="the oldest is forgotten",
+    ),
+    "suspended_per_principal": by(
+        "broker/test_lifetimes.py::test_the_suspended_are_bounded_for_each_user_and_in_all_and_the_oldest_go_first",
+        quiet="the oldest is forgotten",
+    ),
+    "reclaim_seconds": by(
+        "broker/test_lifetimes.py::test_another_user_takes_a_lost_id_after_a_minute_and_only_with_write_permission",
+        quiet="the error says that the client may come back",
+    ),
+    "drain_seconds": by(
+        "process/test_stop.py::test_a_stalled_reader_holds_the_end_up_for_the_drain_time_only",
+        "process/test_stop.py::test_a_worker_that_hangs_is_killed_after_the_drain_time",
+        quiet="the server ends",
+    ),
+}
+
+
+@cache
+def functions(path: Path) -> dict[str, str]:
+    """Every test of a file and its source."""
+    source = path.read_text()
+    found = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {node.name: ast.get_source_segment(source, node) or "" for node in found}
+
+
+def test_every_limit_is_in_the_table() -> None:
+    assert list(TABLE) == [item.name for item in fields(Limits)]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_tests_of_a_limit_are_there_and_read_its_name_in_the_error(name: str) -> None:
+    tried = TABLE[name]
+    sources = []
+    for test in tried.tests:
+        file, _, function = test.partition("::")
+        sources.append(functions(ROOT / "tests" / file)[function])
+    assert sources
+    assert tried.quiet or any(f"{name} = " in source for source in sources)
+
+
+# --- those that no other room tries -----------------------------------------------------------------------------
+
+
+async def test_a_token_lives_so_long(mock_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        scene = Scene(Limits(token_seconds=100.0), nursery, wall=lambda: EPOCH + trio.current_time())
+        owner = scene.attach(scene.broker.admit(Credentials("a")))  # anonymous: its own access has no end
+        token = (await owner.ask("generate_token")).partition("@imjoy@")[2]
+        mock_clock.jump(100 + LEEWAY)
+        assert scene.broker.authenticate(token).expires_at == EPOCH + 100
+        mock_clock.jump(1)
+        with pytest.raises(NotAuthenticated, match="expired"):
+            scene.broker.authenticate(token)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_reconnection_token_lives_so_long(mock_clock: MockClock) -> None:
+    scene = Scene(Limits(reconnection_token_seconds=100.0), wall=lambda: EPOCH + trio.current_time())
+    peer = scene.attach(scene.broker.admit(Credentials("a")))
+    token = scene.broker.resumption_token(peer.session)
+    peer.leave(clean=False)
+    mock_clock.jump(100 + LEEWAY)
+    assert scene.broker.admit(Credentials("a", reconnection_token=token)).resumed
+    mock_clock.jump(1)
+    with pytest.raises(NotAuthenticated, match="expired"):
+        scene.broker.admit(Credentials("a", reconnection_token=token))
