@@ -68,6 +68,7 @@ class Limits:
     services_per_session: int = 500
     description_bytes: int = 64 * KIB
     descriptions_bytes_per_session: int = 4 * MIB
+    list_bytes: int = 4 * MIB
     subscriptions_per_session: int = 500
     workspaces_per_principal: int = 100
     call_seconds: float = 60.0

@@ -99,6 +99,7 @@ TABLE = {
         "broker/test_registry.py::"
         "test_the_descriptions_of_a_session_are_bounded_exactly_together_and_too_many_change_nothing"
     ),
+    "list_bytes": by("broker/test_registry.py::test_a_list_is_bounded_exactly", quiet="the list is shorter"),
     "subscriptions_per_session": by("broker/test_registry.py::test_the_subscriptions_of_a_session_are_bounded_exactly"),
     "workspaces_per_principal": by("broker/test_builtin.py::test_the_workspaces_of_one_user_are_bounded_exactly"),
     "call_seconds": by("broker/test_endpoint.py::test_the_default_patience_is_a_minute"),

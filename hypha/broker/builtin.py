@@ -194,14 +194,14 @@ class WorkspaceService:
 
     async def get_summary(self, call: ServerCall) -> dict[str, Any]:
         """What is in the workspace."""
-        services = [summary(service) for service in call.workspace.services()]
+        services = list(call.workspace.services())
         return {
             "name": call.workspace.name,
             "description": call.workspace.description,
             "client_count": len(call.workspace.members),
             "clients": list(call.workspace.members),
             "service_count": len(services),
-            "services": services,
+            "services": [summary(service) for service in self._registry.in_one_list(services)],
         }
 
     # --- registration (protocol.md 5.4) -----------------------------------------------------------------------
@@ -289,13 +289,10 @@ class WorkspaceService:
         raise ServiceNotFound(f"Service not found: {wanted.service} in workspace {place}")
 
     def _matching(self, workspace: str, wanted: ServiceQuery) -> list[Service]:
-        place = self._registry.workspaces.get(workspace)
-        if place is None:
-            return []
         return [
             service
-            for service in place.services()
-            if service.id == wanted.service and wanted.client in {None, service.client}
+            for service in self._registry.named(wanted.service)
+            if service.workspace == workspace and wanted.client in {None, service.client}
         ]
 
     async def list_services(self, call: ServerCall, query: Any = None) -> list[dict[str, Any]]:
@@ -303,13 +300,18 @@ class WorkspaceService:
         if isinstance(query, str):
             query = None if query == "public" else {"workspace": query}
             services = self._registry.public_services() if query is None else self._services_in(call, query)
-            return [summary(service) for service in self._listable(call, services)]
+            return await self._list(call, services)
         if query is not None and not isinstance(query, dict):
             raise InvalidArgument("list_services takes a workspace name, 'public' or a map of what to match")
         filters = dict(query or {})
-        found = [summary(service) for service in self._listable(call, self._services_in(call, filters))]
+        services = self._services_in(call, filters)
         filters.pop("workspace", None)
-        return [entry for entry in found if all(entry.get(key) == value for key, value in filters.items())]
+
+        def matches(service: Service) -> bool:
+            entry = summary(service)
+            return all(entry.get(key) == value for key, value in filters.items())
+
+        return await self._list(call, services, matches)
 
     def _services_in(self, call: ServerCall, filters: dict[str, Any]) -> Iterable[Service]:
         name = filters.get("workspace") or call.workspace.name
@@ -323,8 +325,11 @@ class WorkspaceService:
         """The workspace of that name; None, too, for what is no name."""
         return self._registry.workspaces.get(name) if isinstance(name, str) else None
 
-    def _listable(self, call: ServerCall, services: Iterable[Service]) -> list[Service]:
-        return self._registry.listable_by(call.principal, call.workspace.name, services)
+    async def _list(
+        self, call: ServerCall, services: Iterable[Service], matches: Callable[[Service], bool] = lambda service: True
+    ) -> list[dict[str, Any]]:
+        found = await self._registry.listable_by(call.principal, call.workspace.name, services, matches)
+        return [summary(service) for service in self._registry.in_one_list(found)]
 
     # --- workspaces and tokens --------------------------------------------------------------------------------
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import trio
 
 from hypha.broker.access import Action, Principal, may
 from hypha.broker.session import Offer, PeerSession, Service, gone_text
@@ -18,6 +20,8 @@ from hypha.wire.calls import encode_value
 
 _WORKSPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~|-]*")
 _HIDDEN = ("built-in", "_rintf_")
+_LOOKED_AT_ONCE = 100  # services: a fraction of a millisecond
+_LISTED_BYTES = 200  # of a list, for each service beside its description: ids and names of fields
 _NEAR_NAMES = 100
 _NEAR_LENGTH = 40  # characters; comparing takes the product of both lengths, and nobody mistypes longer names
 
@@ -251,9 +255,28 @@ class Registry:
         """Those of *services* that *principal*, connected in *caller_workspace*, may call; the oldest first."""
         return self._permitted(principal, Action.CALL_SERVICE, caller_workspace, services)
 
-    def listable_by(self, principal: Principal, caller_workspace: str, services: Iterable[Service]) -> list[Service]:
-        """Those of *services* that may be listed; the oldest first."""
-        return self._permitted(principal, Action.LIST_SERVICE, caller_workspace, services)
+    async def listable_by(
+        self,
+        principal: Principal,
+        caller_workspace: str,
+        services: Iterable[Service],
+        matches: Callable[[Service], bool] = lambda service: True,
+    ) -> list[Service]:
+        """Those of *services* that match and may be listed; the oldest first.
+
+        Others have their turn in between, however many there are. Those that end meanwhile may be among them.
+        """
+        waiting, found = iter(list(services)), list[Service]()
+        while batch := list(itertools.islice(waiting, _LOOKED_AT_ONCE)):
+            there = (service for service in batch if service.session.open and matches(service))
+            found += self._permitted(principal, Action.LIST_SERVICE, caller_workspace, there)
+            await trio.lowlevel.checkpoint()
+        return sorted(found, key=lambda service: service.since)
+
+    def in_one_list(self, services: list[Service]) -> list[Service]:
+        """The first of *services*, as many as are sent in one list: ``list_bytes`` of descriptions."""
+        sizes = itertools.accumulate(_LISTED_BYTES + service.size for service in services)
+        return [service for service, size in zip(services, sizes, strict=True) if size <= self.limits.list_bytes]
 
     def _permitted(
         self, principal: Principal, action: Action, caller_workspace: str, services: Iterable[Service]
@@ -300,7 +323,8 @@ class Registry:
             return []
         own = self.workspaces.get(workspace)
         services = itertools.chain(own.services() if own is not None else (), self.public_services())
-        known = self.listable_by(principal, workspace, itertools.islice(services, _NEAR_NAMES))
+        some = itertools.islice(services, _NEAR_NAMES)
+        known = self._permitted(principal, Action.LIST_SERVICE, workspace, some)
         names = sorted({service.id for service in known if len(service.id) <= _NEAR_LENGTH})
         return difflib.get_close_matches(service_id, names, n=3)
 

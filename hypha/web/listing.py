@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
+import trio
 from hypercorn.typing import HTTPScope
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
@@ -20,6 +21,7 @@ from hypha.web.http import bearer_token
 from hypha.web.lookup import Target, fetch, resolve
 from hypha.wire import values
 
+_ENTRIES_AT_ONCE = 50  # then others have their turn
 _LISTING = re.compile(r"/[^/]+/(info|services/?|services/[^/]+/?)")
 
 
@@ -37,17 +39,16 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
 
     @app.get("/workspaces")
     async def workspaces() -> Response:
-        return jsonify(sorted(place.name for place in _visible(*asker())))
+        return jsonify(sorted([name for name, _ in await _visible(*asker())]))
 
     @app.get("/api/stats")
     async def stats() -> Response:
-        broker, principal = asker()
-        seen = list(_visible(broker, principal))
+        seen = await _visible(*asker())
         return jsonify(
             {
                 "workspace_count": len(seen),
-                "service_count": sum(len(_listed(broker, principal, place)) for place in seen),
-                "workspaces": sorted(place.name for place in seen),
+                "service_count": sum(services for _, services in seen),
+                "workspaces": sorted(name for name, _ in seen),
             }
         )
 
@@ -63,10 +64,10 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
     async def services(workspace: str) -> Response:
         broker, principal = asker()
         place = broker.registry.workspaces.get(workspace)
-        listed = _listed(broker, principal, place) if place is not None else []
+        listed = await _listed(broker, principal, place) if place is not None else []
         if not listed and (place is None or level_in(principal, place) is Level.NONE):
             raise _hidden(workspace)
-        return jsonify([_entry(service, broker.limits.json_array_bytes) for service in listed])
+        return jsonify(await _entries(broker, listed))
 
     @app.get("/<workspace>/services/<service_id>", strict_slashes=False)
     async def service(workspace: str, service_id: str) -> Response:
@@ -79,16 +80,28 @@ def _hidden(workspace: str) -> NotFound:
     return NotFound(f"no workspace {workspace!r}, or it is not visible without a token")
 
 
-def _visible(broker: Broker, principal: Principal) -> Iterator[Workspace]:
-    """Workspaces that the asker belongs to, and those with something public in them."""
-    for place in broker.registry.workspaces.values():
-        if level_in(principal, place) is not Level.NONE or _listed(broker, principal, place):
-            yield place
+async def _visible(broker: Broker, principal: Principal) -> list[tuple[str, int]]:
+    """Workspaces that the asker belongs to, and those with something public in them; with their listed services."""
+    seen = []
+    for place in list(broker.registry.workspaces.values()):
+        services = len(await _listed(broker, principal, place))
+        if services or level_in(principal, place) is not Level.NONE:
+            seen.append((place.name, services))
+    return seen
 
 
-def _listed(broker: Broker, principal: Principal, place: Workspace) -> list[Service]:
+async def _listed(broker: Broker, principal: Principal, place: Workspace) -> list[Service]:
     home = place.name if level_in(principal, place) is not Level.NONE else principal.id
-    return broker.registry.listable_by(principal, home, place.services())
+    return await broker.registry.listable_by(principal, home, place.services())
+
+
+async def _entries(broker: Broker, listed: list[Service]) -> list[dict[str, Any]]:
+    entries = []
+    for service in broker.registry.in_one_list(listed):
+        entries.append(_entry(service, broker.limits.json_array_bytes))
+        if len(entries) % _ENTRIES_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+    return entries
 
 
 def _entry(service: Service, array_limit: int) -> dict[str, Any]:

@@ -319,6 +319,44 @@ async def test_looking_for_near_names_is_bounded(scene: Scene) -> None:
     assert trio.current_time() - started < 0.2
 
 
+# --- lists ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_list_is_bounded_exactly() -> None:
+    """It ends with the oldest services that fit: whoever floods it does not push others out."""
+    scene = Scene(Limits(list_bytes=3 * 300))
+    registry = scene.broker.registry
+    for name, size in (("a", 100), ("b", 100), ("c", 100), ("d", 1)):
+        entry = Registration(name, name, "t", {"visibility": "public"}, None, size=size)
+        registry.announce(scene.join(f"lab/{name}").session, [entry])
+    found = await registry.listable_by(STRANGER, "asker", registry.public_services())
+    assert [service.id for service in found] == ["a", "b", "c", "d"]
+    assert [service.id for service in registry.in_one_list(found)] == ["a", "b", "c"]
+    found[2].size += 1
+    assert [service.id for service in registry.in_one_list(found)] == ["a", "b"]
+
+
+async def test_others_have_their_turn_while_very_many_services_are_listed() -> None:
+    crowd = Scene(Limits(services_per_session=20_000))
+    registry, flood = crowd.broker.registry, crowd.join("crowd/a")
+    flood.announce(*(f"service-{number:05}" for number in range(20_000)), visibility="public")
+    found: list[int] = []
+
+    async def list_all() -> None:
+        found.append(len(await registry.listable_by(STRANGER, "asker", registry.public_services())))
+
+    turns = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(list_all)
+        while not found:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+            if turns == 100:
+                flood.leave()
+    assert turns >= 200
+    assert 0 < found[0] < 20_000
+
+
 # --- descriptions ---------------------------------------------------------------------------------------------
 
 
