@@ -15,10 +15,12 @@ import trio
 from trio.testing import MockClock
 
 from hypha.broker.broker import Credentials
-from hypha.config import Limits
+from hypha.config import Config, Limits
 from hypha.errors import NotAuthenticated
 from tests.broker.memory import EPOCH, Scene
 from tests.house.steps import ROOT
+from tests.web.stack import memory_stack
+from tests.web.wires import Rejected, join, upgrade
 
 LEEWAY = 30  # seconds by which the clocks of two machines may differ
 
@@ -45,7 +47,7 @@ TABLE = {
     "header_keys": by("wire/test_frame.py::test_the_number_of_fields_is_bounded_exactly"),
     "header_depth": by("wire/test_frame.py::test_the_nesting_of_unknown_fields_is_bounded_exactly"),
     "python_frame_bytes": by(
-        "web/test_http.py::test_python_clients_take_smaller_frames",
+        "test_limits.py::test_a_message_that_a_python_client_cannot_take_fails_at_its_sender",
         "broker/test_router.py::test_a_call_of_the_exact_limit_passes_and_one_byte_more_fails_at_its_sender",
         quiet="the error says how much the receiver takes, whichever of two limits that is",
     ),
@@ -161,6 +163,33 @@ def test_the_tests_of_a_limit_are_there_and_read_its_name_in_the_error(name: str
 
 
 # --- those that no other room tries -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("agent", "limit"),
+    [("Python/3.11 websockets/12.0", Limits().python_frame_bytes), ("Mozilla/5.0", Limits().frame_bytes)],
+    ids=["python", "browser"],
+)
+async def test_a_message_that_a_python_client_cannot_take_fails_at_its_sender(
+    agent: str, limit: int, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with memory_stack(Config(data_dir=tmp_path)) as stack:
+        sender = await join(stack, "s")
+        place = f"&workspace={sender.workspace}&token={await sender.manager('generate_token')}"
+        receiver = await upgrade(stack.connect(), f"/ws?client_id=r{place}", {"User-Agent": agent})
+        main = {"type": "method", "to": "r", "method": "services.x.y", "session": "s1"}
+        size = limit - 100_000
+        await sender.send(main, {"args": [bytes(size)]})
+        smaller = await receiver.receive()
+        assert isinstance(smaller, bytes)
+        size += limit - len(smaller)
+        await sender.send(main, {"args": [bytes(size)]})
+        largest = await receiver.receive()
+        assert isinstance(largest, bytes)
+        assert len(largest) == limit
+        if limit < Limits().frame_bytes:  # the server itself takes no more than that
+            with pytest.raises(Rejected, match=f"larger than the {limit} bytes that {sender.workspace}/r can take"):
+                await sender.call("r", "services.x.y", bytes(size))
 
 
 async def test_a_token_lives_so_long(mock_clock: MockClock) -> None:
