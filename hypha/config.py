@@ -73,6 +73,7 @@ class Limits:
     workspaces_per_principal: int = 100
     call_seconds: float = 60.0
     http_body_bytes: int = 100 * MIB
+    http_bodies_bytes: int = 512 * MIB
     http_body_seconds: float = 60.0
     http_body_bytes_per_second: int = 1000
     json_array_bytes: int = 1 * MIB

@@ -106,6 +106,7 @@ TABLE = {
     "workspaces_per_principal": by("broker/test_builtin.py::test_the_workspaces_of_one_user_are_bounded_exactly"),
     "call_seconds": by("broker/test_endpoint.py::test_the_default_patience_is_a_minute"),
     "http_body_bytes": by("web/test_proxy.py::test_a_body_may_be_so_large"),
+    "http_bodies_bytes": by("web/test_proxy.py::test_the_bodies_of_all_calls_are_bounded_together"),
     "http_body_seconds": by("web/test_proxy.py::test_a_body_must_come_in_time"),
     "http_body_bytes_per_second": by(
         "web/test_proxy.py::test_a_large_body_may_take_long_if_it_comes_fast_enough",

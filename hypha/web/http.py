@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, WebsocketScope
+from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, HTTPScope, WebsocketScope
 
-from hypha.config import Limits
-from hypha.errors import CallTimeout, HyphaError, NotAuthenticated, PeerGone, TooLarge
+from hypha.config import KIB, Limits
+from hypha.errors import CallTimeout, HyphaError, LimitExceeded, NotAuthenticated, PeerGone, TooLarge
 
 Headers = list[tuple[bytes, bytes]]
+
+_FREE_BODY_BYTES = 64 * KIB
 
 #: What stands in a Host header: a name or an address, and perhaps a port (RFC 9110 section 7.2).
 HOST = re.compile(r"([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?", re.ASCII)
@@ -84,6 +88,42 @@ async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limi
 
 def _too_large(limits: Limits) -> TooLarge:
     return TooLarge(f"the request body is larger than http_body_bytes = {limits.http_body_bytes}")
+
+
+class BodyRoom:
+    """The memory for the bodies of all requests that are handled now.
+
+    The first 64 KiB of each are free: however many large ones there are, small ones are served.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.held = 0
+
+    @asynccontextmanager
+    async def request(self, receive: ASGIReceiveCallable) -> AsyncIterator[ASGIReceiveCallable]:
+        """Yield *receive* as it takes room, which the end of the request gives back.
+
+        It raises :class:`LimitExceeded` when there is none.
+        """
+        free, mine = _FREE_BODY_BYTES, 0
+
+        async def receive_with_room() -> ASGIReceiveEvent:
+            nonlocal free, mine
+            message = await receive()
+            if message["type"] == "http.request":
+                size = len(message["body"])
+                size, free = max(0, size - free), max(0, free - size)
+                if self.held + size > self._limit:
+                    raise LimitExceeded(f"http_bodies_bytes = {self._limit} are taken by other requests; try later")
+                self.held += size
+                mine += size
+            return message
+
+        try:
+            yield receive_with_room
+        finally:
+            self.held -= mine
 
 
 async def send_response(

@@ -17,7 +17,7 @@ from hypha.broker.access import Principal
 from hypha.broker.broker import Broker
 from hypha.errors import HyphaError, PermissionDenied, RemoteError, internal_error
 from hypha.web.arguments import Arguments, read_arguments
-from hypha.web.http import JSON, MSGPACK, bearer_token, header, send_error, send_json, send_response
+from hypha.web.http import JSON, MSGPACK, BodyRoom, bearer_token, header, send_error, send_json, send_response
 from hypha.web.lookup import Target, plain_value, resolve
 from hypha.wire import values
 from hypha.wire.calls import encode_value
@@ -28,6 +28,7 @@ class Proxy:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self._room = BodyRoom(broker.limits.http_bodies_bytes)
 
     async def serve(
         self, target: Target, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
@@ -37,7 +38,7 @@ class Proxy:
             await _wrong_method(scope, send)
             return
         as_msgpack = _wants_msgpack(scope)
-        async with trio.open_nursery() as nursery:
+        async with self._room.request(receive) as receive, trio.open_nursery() as nursery:
             try:
                 principal = self._broker.authenticate(bearer_token(scope))
                 arguments = await read_arguments(scope, receive, self._broker.limits)

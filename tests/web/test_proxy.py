@@ -248,6 +248,30 @@ async def test_a_body_may_be_so_large(tmp_path: Path, autojump_clock: MockClock)
         assert answer.detail == "the request body is larger than http_body_bytes = 1000"
 
 
+async def test_the_bodies_of_all_calls_are_bounded_together(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A call that runs holds its body's room; its end gives it back, and small bodies need none."""
+    free, limits = 64 * 1024, Limits(http_bodies_bytes=100_000)
+    async with memory_stack(Config(data_dir=tmp_path, limits=limits)) as stack:
+        place = await a_place(stack)
+
+        def body(size: int) -> bytes:
+            return b'{"a": "' + b"x" * (size - 9) + b'"}'
+
+        running = stack.connect()
+        path = f"/{place.provider.workspace}/services/svc/never"
+        await running.send_all(request_bytes(path, "POST", JSON, body(free + 60_000)))
+        await trio.testing.wait_all_tasks_blocked()
+        for size, status in ((free + 40_000, 200), (free + 40_001, 429), (free, 200)):
+            answer = await place.call("show", method="POST", headers=JSON, body=body(size))
+            assert answer.status == status
+            if status == 429:
+                assert "http_bodies_bytes = 100000 are taken by other requests" in answer.detail
+        await trio.aclose_forcefully(running)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await place.call("show", method="POST", headers=JSON, body=body(free + 100_000))).status == 200
+        assert (await place.call("show", method="POST", headers=JSON, body=body(free + 100_001))).status == 429
+
+
 async def test_a_body_must_come_in_time(autojump_clock: MockClock, place: Place) -> None:
     stream = place.stack.connect()
     head = request_bytes(f"/{place.provider.workspace}/services/svc/show", "POST", {"Content-Length": "1000"})
