@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from types import ModuleType
@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
+#: What serves a websocket: its stream, and the bytes that have come already.
+Serve = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
 
 _TESTED = ((0, 18), (0, 19))
 _READ_SIZE = 65536
@@ -185,9 +187,8 @@ class GuardedServer(TCPServer):
 
         super().__init__(cast("AppWrapper", guarded), config, context, state, stream)
         self._reading = trio.CancelScope()
-        self._parked = trio.Event()
-        self._released = trio.Event()
-        self._taken = False
+        self._serve: Serve | None = None
+        self._held = bytearray()
         self._lingers = False
         self._turn = Turn(self._read_ahead)
         self._ahead = bytearray()
@@ -243,7 +244,7 @@ class GuardedServer(TCPServer):
     async def _read_data(self) -> None:
         if isinstance(self.protocol.protocol, Http1Only):
             self.protocol.protocol.can_read = self._turn
-        while not self._taken and not self._lingers:
+        while self._serve is None and not self._lingers:
             with trio.CancelScope() as self._reading:
                 data = self._take_ahead() or await self._receive()
             if self._reading.cancelled_caught:
@@ -251,13 +252,15 @@ class GuardedServer(TCPServer):
             await self.protocol.handle(RawData(data))
             if not data:
                 break
-        self._parked.set()
-        if self._taken:
-            await self._released.wait()
         if self._lingers:
             await self._linger()
         await self.idle_task.stop()  # it would hold the connection for the rest of its time
-        await self.protocol.handle(Closed())
+        if self._serve is None:
+            await self.protocol.handle(Closed())
+        else:
+            early = bytes(self._held) + self._take_ahead()
+            del self.protocol, self._held  # nothing of the request is needed as long as the websocket lives
+            await self._serve(self.stream, early)
 
     def _body_is_coming(self) -> bool:
         """Whether a request was answered before all of it was there."""
@@ -293,28 +296,23 @@ class GuardedServer(TCPServer):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return b""
 
-    @asynccontextmanager
-    async def take_over(self, receive: Receive, send: Send) -> AsyncIterator[tuple[trio.abc.Stream, bytes]]:
-        """Accept the websocket and yield its stream and the bytes that came with or before the acceptance.
+    async def take_over(self, receive: Receive, send: Send, serve: Serve) -> None:
+        """Accept the websocket and let *serve* have its stream, with the bytes that came before it was taken.
 
-        Inside, the stream belongs to the caller alone; afterwards it is closed. Raises :class:`TakeOverFailed`
-        when the peer has left already.
+        Returns when it is accepted. *serve* runs in the place of the reader, in the task of the connection. The stream
+        belongs to it alone; what it raises ends the connection. Raises :class:`TakeOverFailed` when the peer has left
+        already.
         """
         held: object = getattr(self.protocol.protocol, "stream", None)
         if not isinstance(held, HeldWebsocket) or (await receive())["type"] != "websocket.connect":
             raise TakeOverFailed
         held.handshake.extensions = None
-        self._taken = True
-        try:
-            await send({"type": "websocket.accept"})
-            self._reading.cancel()
-            await self._parked.wait()
-            if held.closed:
-                raise TakeOverFailed
-            yield self.stream, bytes(held.early) + self._take_ahead()
-        finally:
-            held.closed = True  # the closing frames were ours: Hypercorn has nothing left to say
-            self._released.set()
+        await send({"type": "websocket.accept"})
+        if held.closed:
+            raise TakeOverFailed
+        held.closed = True  # Hypercorn has nothing more to say
+        self._serve, self._held = serve, held.early
+        self._reading.cancel()
 
 
 #: Where an application writes, in the state of its lifespan, how many connections may be open at once.

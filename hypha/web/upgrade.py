@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -35,7 +36,7 @@ class Upgrade:
         self._connections = connections
 
     async def serve(self, scope: WebsocketScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Serve one websocket from its handshake to its end."""
+        """Answer one websocket request; when it is accepted, the connection goes on without us."""
         extensions: Any = scope.get("extensions", {})
         guard: GuardedServer = extensions["hypha.guard"]
         query = parse_query(scope["query_string"])
@@ -44,7 +45,7 @@ class Upgrade:
                 await self._legacy(guard, query, scope, receive, send)
             else:
                 await self._modern(guard, receive, send)
-        except (TakeOverFailed, trio.BrokenResourceError, trio.ClosedResourceError):
+        except TakeOverFailed:
             logger.debug("a client left during the handshake")
 
     async def _legacy(
@@ -62,29 +63,30 @@ class Upgrade:
             logger.info("refused a client: %s", exc)
             await refuse_upgrade(send, 403, str(exc))
             return
-        async with guard.take_over(receive, send) as (stream, early):
-            await self._connections.serve(
-                stream,
-                early,
-                admission,
-                LEGACY if is_python(scope) else LEGACY_JAVASCRIPT,
-                frame_limit=frame_limit(scope, self._broker.limits),
-                base_url=base_url(scope, self._broker.config.base_path),
-            )
+        serve = partial(
+            self._connections.serve,
+            admission=admission,
+            dialect=LEGACY if is_python(scope) else LEGACY_JAVASCRIPT,
+            frame_limit=frame_limit(scope, self._broker.limits),
+            base_url=base_url(scope, self._broker.config.base_path),
+        )
+        await guard.take_over(receive, send, serve)
 
     async def _modern(self, guard: GuardedServer, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Credentials would come in a first text frame. Refused with the words that these clients show."""
+        await guard.take_over(receive, send, self._shake_hands)
+
+    async def _shake_hands(self, stream: trio.abc.Stream, early: bytes) -> None:
         limits = self._broker.limits
-        async with guard.take_over(receive, send) as (stream, early):
-            codec = Codec(limits.header_bytes)
-            ending: Closed | None = Closed(
-                1008, f"no authentication came within handshake_seconds = {limits.handshake_seconds:g}", by_peer=False
-            )
-            with trio.move_on_after(limits.handshake_seconds):
-                ending = await _refuse(codec, stream, early)
-            if ending is not None:
-                with trio.move_on_after(GOODBYE_SECONDS):
-                    await say_goodbye(stream, codec, ending.code, ending.reason)
+        codec = Codec(limits.header_bytes)
+        ending: Closed | None = Closed(
+            1008, f"no authentication came within handshake_seconds = {limits.handshake_seconds:g}", by_peer=False
+        )
+        with trio.move_on_after(limits.handshake_seconds):
+            ending = await _refuse(codec, stream, early)
+        if ending is not None:
+            with trio.move_on_after(GOODBYE_SECONDS):
+                await say_goodbye(stream, codec, ending.code, ending.reason)
 
 
 async def _refuse(codec: Codec, stream: trio.abc.Stream, early: bytes) -> Closed | None:
@@ -108,7 +110,7 @@ async def _first_message(codec: Codec, stream: trio.abc.Stream, data: bytes) -> 
                 return item
         data = bytes(await stream.receive_some())
         if not data:
-            raise TakeOverFailed
+            raise trio.BrokenResourceError("the client left during the handshake")
 
 
 def parse_query(query: bytes) -> dict[str, str]:

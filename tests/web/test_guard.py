@@ -506,12 +506,14 @@ class Taker:
         self.begun.set()
         await self.go.wait()
         try:
-            async with taking.take_over(receive, send) as (stream, early):
-                self.taken.append(early)
-                await stream.send_all(b"ours")
-                await self.hold.wait()
+            await taking.take_over(receive, send, self.serve)
         except TakeOverFailed:
             self.failed += 1
+
+    async def serve(self, stream: trio.abc.Stream, early: bytes) -> None:
+        self.taken.append(early)
+        await stream.send_all(b"ours")
+        await self.hold.wait()
 
 
 @pytest.fixture

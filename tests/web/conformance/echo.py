@@ -30,7 +30,11 @@ async def serve(stream: trio.abc.Stream) -> None:
 
 async def _echo(scope: Any, receive: guard.Receive, send: guard.Send) -> None:
     server: guard.GuardedServer = scope["extensions"]["hypha.guard"]
-    async with server.take_over(receive, send) as (stream, early), trio.open_nursery() as nursery:
+    await server.take_over(receive, send, _serve_echo)
+
+
+async def _serve_echo(stream: trio.abc.Stream, early: bytes) -> None:
+    async with trio.open_nursery() as nursery:
         transport = WebsocketTransport(stream, nursery, Limits())
         ending = await _converse(transport, early)
         if ending is not None and not ending.by_peer:
