@@ -307,7 +307,7 @@ class ServerSession(Session):
         while not target.outbox.put(header, body):
             if not target.open:
                 raise PeerGone(gone_text(target.address))
-            await target.outbox.wait_room()
+            await target.outbox.wait_room(len(header) + len(body))
         target.outbox.flush()
 
 

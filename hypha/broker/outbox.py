@@ -35,14 +35,17 @@ class Transport(Protocol):
 class Outbox:
     """The queue of bytes towards one peer, bounded; one writer at a time drains it.
 
-    A frame enters when it fits into *limit* or when the queue is empty. The server's own control frames may use
-    *reserve* bytes more and never wait. :meth:`flush` writes what the socket takes at once; only when it is full
-    does a writer task in the peer's connection nursery take over.
+    A frame enters when it fits into *limit* or when the queue is empty, and when nobody has waited longer for room:
+    small frames would get ahead of a large one for ever. The server's own control frames may use *reserve* bytes more
+    and never wait. :meth:`flush` writes what the socket takes at once; only when it is full does a writer task in the
+    peer's connection nursery take over.
     """
 
     __slots__ = (
+        "_admitted",
         "_dirty",
         "_limit",
+        "_line",
         "_parts",
         "_reserve",
         "_room",
@@ -61,6 +64,10 @@ class Outbox:
         self._reserve = reserve
         self._parts: list[Buffer] = []
         self._room = trio.lowlevel.ParkingLot()
+        #: Who waits for room, the one whose turn it is first.
+        self._line: list[object] = []
+        #: Whether somebody's turn has come who has not put yet.
+        self._admitted = False
         self._writing = False
         self.pending = 0
         self.missed = 0
@@ -70,22 +77,29 @@ class Outbox:
         self.torn = False
 
     def fits(self, size: int) -> bool:
-        """Whether a message of *size* bytes would find room; one message always enters an empty queue."""
+        """Whether a message of *size* bytes may enter now."""
+        return self._has_room(size) and (not self._line or self._admitted)
+
+    def _has_room(self, size: int) -> bool:
+        # One message always enters an empty queue.
         return self.pending + size <= self._limit or (not self.pending and self._limit >= 0)
 
     def put(self, header: Buffer, body: Buffer = b"") -> bool:
         """Queue one message. False when there is no room."""
         size = len(header) + len(body)
-        pending = self.pending
+        pending = self.pending  # as fits() says; this is done for every message
         if pending + size > self._limit and (pending or self._limit < 0):
             return False
+        if self._line and not self._admitted:
+            return False
+        self._admitted = False
         self._enter(size, header, body)
         return True
 
     def put_control(self, header: Buffer, body: Buffer = b"") -> bool:
         """Queue a message of the server's own. False, and counted as missed, when even the reserve is full."""
         size = len(header) + len(body)
-        if not self.fits(size - self._reserve):
+        if not self._has_room(size - self._reserve):
             self.missed += 1
             return False
         self._enter(size, header, body)
@@ -162,13 +176,29 @@ class Outbox:
                 self.close()
             self._room.unpark_all()
 
-    async def wait_room(self) -> None:
-        """Wait until the peer has taken something, or is gone. Cancel it freely."""
+    async def wait_room(self, size: int) -> None:
+        """Wait until a message of *size* bytes may enter, or the peer is gone. Who waits first is first.
+
+        Put it before the next checkpoint. Cancel it freely.
+        """
+        place = object()
+        self._line.append(place)
+        try:
+            await self._wait(lambda: self._line[0] is place and self._has_room(size))
+            self._admitted = True
+        finally:
+            self._line.remove(place)
+            self._room.unpark_all()  # the next one may have room, too
+
+    async def wait_empty(self) -> None:
+        """Wait until all is written, or the peer is gone. Cancel it freely."""
+        await self._wait(lambda: not self.pending)
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
         self.flush()
-        if self._writing:
+        await trio.lowlevel.checkpoint()
+        while self._limit >= 0 and not condition():
             await self._room.park()
-        else:
-            await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Drop what waits and wake who waits for room; nothing is taken any more."""

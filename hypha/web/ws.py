@@ -190,10 +190,7 @@ class Connection:
         while blocked is not None:
             self.broker.flush()
             with trio.move_on_at(deadline) as scope:
-                await blocked.outbox.wait_room()
-                # Each routing decodes the frame again: not before it can succeed.
-                while blocked.open and not blocked.outbox.fits(len(frame.body) + _STAMP_ROOM):
-                    await blocked.outbox.wait_room()
+                await blocked.outbox.wait_room(len(frame.body) + _STAMP_ROOM)
             if scope.cancelled_caught:
                 cut(self.broker, blocked, "took its messages too slowly")
             await trio.lowlevel.checkpoint_if_cancelled()  # this session itself may have ended meanwhile
@@ -290,8 +287,7 @@ class Connections:
 
     async def _drain(self, session: PeerSession) -> None:
         with trio.move_on_after(GOODBYE_SECONDS):
-            while session.open and session.outbox.pending:
-                await session.outbox.wait_room()
+            await session.outbox.wait_empty()
 
 
 async def _goodbye(transport: WebsocketTransport) -> None:

@@ -187,23 +187,63 @@ async def test_large_messages_are_written_in_pieces_with_a_clock_for_each(autoju
 # --- waking ---------------------------------------------------------------------------------------------------
 
 
-async def test_who_waits_for_room_is_woken_by_the_first_part_that_was_taken() -> None:
+async def test_who_waits_for_room_has_it_when_it_is_there() -> None:
     async with writing() as (transport, box):
-        assert box.put(b"x" * 100_000)  # too much to be joined
+        assert box.put(b"x" * 96)
         woken: list[int] = []
 
-        async def wait(number: int) -> None:
-            await box.wait_room()
+        async def wait(number: int, size: int) -> None:
+            await box.wait_room(size)
+            assert box.put(b"y" * (size - HEAD))
+            box.flush()
             woken.append(number)
 
         assert transport.nursery is not None
         for number in range(3):
-            transport.nursery.start_soon(wait, number)
-        await wait_all_tasks_blocked()
+            transport.nursery.start_soon(wait, number, 40)
+            await wait_all_tasks_blocked()
         assert woken == []
-        transport.take(HEAD)
+        transport.take(100)
         await wait_all_tasks_blocked()
-        assert sorted(woken) == [0, 1, 2]
+        assert woken == [0, 1]  # and for the third one there is no room
+        transport.take(80)
+        await wait_all_tasks_blocked()
+        assert woken == [0, 1, 2]
+
+
+async def test_nobody_gets_ahead_of_a_large_message_that_waits() -> None:
+    async with writing() as (transport, box):
+        assert box.put(b"x" * 26)
+        order: list[str] = []
+
+        async def send(name: str, size: int) -> None:
+            if not box.put(b"y" * size):
+                await box.wait_room(size)
+                assert box.put(b"y" * size)
+                box.flush()
+            order.append(name)
+
+        assert transport.nursery is not None
+        for name, size in (("large", 90), ("small", 10)):
+            transport.nursery.start_soon(send, name, size)
+            await wait_all_tasks_blocked()
+        assert not box.fits(10)
+        assert not box.put(b"z" * 10)
+        assert box.put_control(b"c" * 10)
+        assert order == []
+        transport.take(None)
+        await wait_all_tasks_blocked()
+        assert order == ["large", "small"]
+        assert box.put(b"z" * 10)
+
+
+async def test_who_gives_up_waiting_leaves_its_place() -> None:
+    async with writing() as (_, box):
+        assert box.put(b"x" * 26)
+        box.flush()
+        with trio.move_on_after(0.01):
+            await box.wait_room(90)
+        assert box.put(b"y" * 10)
 
 
 async def test_waiting_for_room_flushes_first_and_yields_when_there_is_some() -> None:
@@ -211,7 +251,7 @@ async def test_waiting_for_room_flushes_first_and_yields_when_there_is_some() ->
         transport.take(None)
         assert box.put(b"x")
         with trio.testing.assert_checkpoints():
-            await box.wait_room()
+            await box.wait_room(1)
         assert transport.frames() == [b"x"]
 
 
@@ -222,7 +262,7 @@ async def test_closing_drops_what_waits_wakes_who_waits_and_takes_nothing_more()
         done = trio.Event()
 
         async def wait() -> None:
-            await box.wait_room()
+            await box.wait_room(1)
             done.set()
 
         assert transport.nursery is not None
@@ -239,7 +279,7 @@ async def test_closing_drops_what_waits_wakes_who_waits_and_takes_nothing_more()
         await wait_all_tasks_blocked()  # the writer ends with what it was writing
         assert box.pending == 0
         with trio.fail_after(1):
-            await box.wait_room()
+            await box.wait_room(1)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 20])
@@ -258,7 +298,7 @@ async def test_a_socket_that_breaks_ends_the_writer_and_the_queue(taken: int) ->
         assert transport.nursery is not None
         assert not transport.nursery.child_tasks
         with trio.fail_after(1):
-            await box.wait_room()
+            await box.wait_room(1)
 
 
 @pytest.mark.parametrize("checkpoint", range(5))
