@@ -652,6 +652,59 @@ async def call_and_wait(stream: trio.abc.Stream) -> None:
     await trio.sleep_forever()
 
 
+@pytest.mark.parametrize("victim", ["sender", "target"])
+async def test_waiting_writing_and_closing_can_be_cancelled_at_every_step(
+    tmp_path: Path, autojump_clock: MockClock, victim: str
+) -> None:
+    """A sender waits for room, its target's writer writes, both say goodbye: one of them is cancelled on the way."""
+    async with limited(tmp_path, outbox_bytes=100_000) as stack:
+        broker = stack.broker
+        for count in itertools.count():
+            scope = trio.CancelScope()
+            sender, target = await two_friends(stack, scope, victim, count)
+            cancelling = Steps(count, scope)
+            trio.lowlevel.add_instrument(cancelling)
+            stack.clients.start_soon(send_much_and_leave, sender, target.name)
+            await sender.ended.wait()
+            await wait_all_tasks_blocked()
+            trio.lowlevel.remove_instrument(cancelling)
+            if not target.ended.is_set():
+                assert await target.manager("echo", count) == count
+                await target.socket.send(CloseConnection(1000))
+            await target.ended.wait()
+            await wait_all_tasks_blocked()
+            assert not list(broker.registry.sessions()), count
+            assert not broker.dirty, count
+            assert not stack.servers.child_tasks, count
+            if not cancelling.done:
+                break
+        assert count > 30
+        assert len(target.others) == 5
+
+
+async def two_friends(stack: MemoryStack, scope: trio.CancelScope, victim: str, count: int) -> tuple[Peer, Peer]:
+    """A sender, and a target that reads all that comes. The connection of *victim* is served in *scope*."""
+
+    async def serve(name: str, end: trio.abc.Stream) -> None:
+        with scope if name == victim else trio.CancelScope():
+            await stack.serve(end)
+
+    ends = {"sender": connection(), "target": connection(lockstep=True)}
+    for name, (_, end) in ends.items():
+        stack.servers.start_soon(serve, name, end)
+    target = await join(stack, f"target{count}", stream=ends["target"][0])
+    token = await target.manager("generate_token")
+    place = f"&workspace={target.workspace}&token={token}"
+    return await join(stack, f"sender{count}", place, ends["sender"][0]), target
+
+
+async def send_much_and_leave(sender: Peer, to: str) -> None:
+    """Five messages of which one finds room at a time, and a goodbye."""
+    event = BytesMessage(encode({"type": "method", "to": to, "method": "x.y"}, {"args": [bytes(90_000)]}))
+    data = sender.socket.encoded(*[event] * 5, CloseConnection(1000))
+    await send_while_open(sender.socket.stream, data)
+
+
 async def test_a_client_that_vanishes_fails_its_calls_at_once(loopback: LoopbackStack) -> None:
     provider = await join(loopback, "prov")
     await provider.provide("demo", {"never": never})
