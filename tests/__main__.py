@@ -1,5 +1,7 @@
 """``python3 -m tests [soak] [pytest arguments]``: everything that has to pass, with one command.
 
+``python3 -m tests bench [arguments]`` builds the server's environment and runs the benchmark in it, nothing else.
+
 Makes sure that the machine has what is needed, builds the environments of the tests, and runs the linter, the
 formatter's check, the type checker and pytest. The exit code is 0 when all of them passed, pytest's own when it
 failed, 1 when only a check failed, 2 when the run could not start, 130 after Ctrl-C, 143 after SIGTERM.
@@ -42,12 +44,25 @@ def prepare(durations: dict[str, float]) -> None:
     with timed("machine", durations):
         machine.prepare()
     for environment in (environments.MAIN, *environments.CLIENTS):
-        say(f"environment {environment.name}")
-        with timed(f"environment {environment.name}", durations):
-            environments.ensure(environment)
+        build(environment, durations)
     say("packages of npm")
     with timed("packages of npm", durations):
         npm.ensure()
+
+
+def build(environment: environments.Environment, durations: dict[str, float]) -> None:
+    """Build *environment* unless it stands. Raises :class:`Stop`."""
+    say(f"environment {environment.name}")
+    with timed(f"environment {environment.name}", durations):
+        environments.ensure(environment)
+
+
+def benchmark(arguments: list[str], durations: dict[str, float]) -> int:
+    """Run the benchmark with its *arguments* and return its exit code. Raises :class:`Stop`."""
+    build(environments.MAIN, durations)
+    command = [str(environments.MAIN.python), "-m", "tests.bench", *arguments]
+    with timed("bench", durations):
+        return spawn(command, environ=environments.clean_environ())[0]
 
 
 def execute(arguments: list[str], durations: dict[str, float]) -> int:
@@ -75,6 +90,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     durations: dict[str, float] = {}
     try:
+        if arguments[:1] == ["bench"]:
+            return benchmark(arguments[1:], durations)
         prepare(durations)
         return execute(arguments, durations)
     except Stop as reason:

@@ -310,6 +310,18 @@ def test_a_run_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, capsy
     assert "run the tests with one of 3.2" in capsys.readouterr().out
 
 
+def test_the_benchmark_needs_one_environment_and_its_exit_code_is_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    built, started = [], []
+    monkeypatch.setattr(environments, "ensure", lambda environment: built.append(environment.name))
+    monkeypatch.setattr(command, "spawn", lambda words, environ: (started.append(words[1:]), (3, ""))[1])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command.main(["bench", "small", "--rounds", "1"]) == 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (built, started) == (["main"], [["-m", "tests.bench", "small", "--rounds", "1"]])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "chosen"), [([], "test_quick"), (["soak"], "test_long")])
 def test_soak_tests_run_only_when_asked_for(words: list[str], chosen: str, tmp_path: Path) -> None:

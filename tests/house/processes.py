@@ -178,7 +178,9 @@ class Server:
 
 
 @contextmanager
-def serving(directory: Path, *flags: str, command: Sequence[str | Path] = ()) -> Iterator[Server]:
+def serving(
+    directory: Path, *flags: str, command: Sequence[str | Path] = (), environ: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """A server on a free port, in and for *directory*, stopped with SIGTERM at the end of the block.
 
     Asserts that it then ends with exit code 0 and has written no traceback. Blocks the thread for as long as the
@@ -193,7 +195,7 @@ def serving(directory: Path, *flags: str, command: Sequence[str | Path] = ()) ->
             stdout=subprocess.PIPE,
             stderr=errors,
             cwd=directory,
-            env=environ_for(),
+            env=environ_for(environ),
             start_new_session=True,
         )
     with process:
