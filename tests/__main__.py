@@ -33,9 +33,13 @@ def checks() -> dict[str, list[str]]:
 
 
 def pytest_command(arguments: list[str]) -> list[str]:
-    """pytest with *arguments*; a leading ``soak`` chooses the tests that are left out otherwise."""
+    """pytest with *arguments*; a leading ``soak`` chooses the tests that are left out otherwise.
+
+    With ``--minutes N`` it is the mixed load alone, for so long, and its figures are shown.
+    """
     if arguments[:1] == ["soak"]:
-        arguments = ["--soak", *arguments[1:]]
+        timed = any(word.startswith("--minutes") for word in arguments)
+        arguments = ["--soak", *(["-s"] if timed else []), *arguments[1:]]
     return [str(environments.MAIN.python), "-m", "pytest", *arguments]
 
 

@@ -312,8 +312,13 @@ def test_a_run_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_the_benchmark_needs_one_environment_and_its_exit_code_is_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     built, started = [], []
+
+    def spawn(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
+        started.append(words[1:])
+        return 3, ""
+
     monkeypatch.setattr(environments, "ensure", lambda environment: built.append(environment.name))
-    monkeypatch.setattr(command, "spawn", lambda words, environ: (started.append(words[1:]), (3, ""))[1])
+    monkeypatch.setattr(command, "spawn", spawn)
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert command.main(["bench", "small", "--rounds", "1"]) == 3

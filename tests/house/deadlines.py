@@ -67,7 +67,7 @@ def seconds_for(item: pytest.Item) -> float:
     if marker is not None:
         return float(marker.args[0])
     if item.get_closest_marker("soak"):
-        return SOAK
+        return SOAK + 60 * float(item.config.getoption("minutes", 0.0))
     return SLOW if item.get_closest_marker("slow") else NORMAL
 
 

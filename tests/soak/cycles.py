@@ -7,7 +7,7 @@ import statistics
 import time
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ import trio
 from tests.soak.home import Held, Home, hello
 from tests.soak.http_client import get, http_client
 from tests.soak.legacy_peer import (
+    CACHE,
     MANAGER,
     CallFailed,
     Disconnected,
@@ -31,7 +32,7 @@ from tests.soak.legacy_peer import (
 
 _WORKERS = 12
 _PACE = 25
-_CREATE, _APPEND = "services.built-in.message_cache.create", "services.built-in.message_cache.append"
+_CREATE, _APPEND = CACHE + "create", CACHE + "append"
 
 Exit = Callable[["Cycles", int], Awaitable[None]]
 
@@ -57,9 +58,9 @@ class Cycles:
         self.seconds = array("d")
         self.nursery: trio.Nursery
 
-    async def run(self, count: int) -> None:
-        """Make *count* cycles, each way of ending in its turn."""
-        numbers = iter(range(count))
+    async def run(self, numbers: Iterable[int]) -> None:
+        """Make a cycle for each number, which says how it ends: those of a range are each way of ending in its turn."""
+        numbers = iter(numbers)
         async with trio.open_nursery() as self.nursery, trio.open_nursery() as workers:
             for _ in range(_WORKERS):
                 workers.start_soon(self._work, numbers)

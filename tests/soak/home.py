@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -80,6 +81,7 @@ async def open_home(port: int) -> AsyncIterator[Home]:
             "config": {"visibility": "public"},
             "hello": hello,
             "big": lambda: BIG,
+            "echo": echo,
             "visit": visit,
             "hold": hold.run,
         }
@@ -90,3 +92,8 @@ async def open_home(port: int) -> AsyncIterator[Home]:
 def hello(name: str) -> str:
     """The function of the getting-started page."""
     return f"Hello {name}"
+
+
+async def echo(value: Any) -> Any:
+    """The function of large messages: a coroutine, so that its result may go out in parts."""
+    return value

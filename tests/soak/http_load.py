@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from array import array
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import islice
 
 import trio
@@ -31,9 +31,9 @@ class HttpLoad:
         self._home = home
         self._requests = (get(f"{home.path}/hello?name=John"), post(f"{home.path}/hello", {"name": "John"}))
 
-    async def run(self, count: int) -> None:
-        """Make *count* requests."""
-        numbers = iter(range(count))
+    async def run(self, numbers: Iterable[int]) -> None:
+        """Make a request for each number; every :data:`LEAVING`-th is left, each way in its turn."""
+        numbers = iter(numbers)
         async with trio.open_nursery() as nursery:
             for _ in range(_WORKERS):
                 nursery.start_soon(self._work, numbers)

@@ -23,9 +23,16 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
 Function = Callable[..., Any]
 Map = dict[str, Any]
+Send = Callable[[Map, Map], Awaitable[None]]
 
 MANAGER = "workspace-manager"
 _USER_AGENT = "Python/3.11 websockets/12.0"
+
+CACHE = "services.built-in.message_cache."
+#: Bytes of a part of a message, and of the largest message that is sent whole.
+_PART, _WHOLE = 400_000, 512_000
+#: So many messages in parts are kept: most of the older ones will never be finished.
+_UNFINISHED = 64
 
 
 class Refused(Exception):
@@ -97,6 +104,7 @@ class LegacyPeer:
         self._sending = trio.Lock()
         self._frozen = False
         self._parts: list[bytes] = []
+        self._cached: dict[str, list[bytes]] = {}
         self._pending: dict[str, Pending] = {}
         self._callbacks: dict[str, Function] = {}
 
@@ -123,7 +131,7 @@ class LegacyPeer:
             if kwargs:
                 extra["with_kwargs"] = True
             extra["promise"] = self._promise(session, interval)
-            await self.send({"to": target, "method": method, "session": session}, extra)
+            await self.deliver({"to": target, "method": method, "session": session}, extra)
             await pending.settled.wait()
         finally:
             del self._pending[session]
@@ -142,11 +150,31 @@ class LegacyPeer:
 
     async def send(self, main: Map, extra: Map | None = None) -> None:
         """Send one message. Raises :class:`Disconnected`."""
+        await self._send_packed(self._packed(main, extra))
+
+    async def deliver(self, main: Map, extra: Map) -> None:
+        """Send one message, in parts when it is a large one (``protocol.md`` 2.7).
+
+        The parts are calls: not for the task that reads their answers. Raises what :meth:`call` raises.
+        """
+        packed = self._packed(main, extra)
+        if len(packed) <= _WHOLE:
+            await self._send_packed(packed)
+            return
+        key = secrets.token_hex(8)
+        await self.call(main["to"], CACHE + "create", key, False)
+        for start in range(0, len(packed), _PART):
+            await self.call(main["to"], CACHE + "append", key, packed[start : start + _PART], False)
+        await self.call(main["to"], CACHE + "process", key, False)
+
+    def _packed(self, main: Map, extra: Map | None) -> bytes:
+        packed: bytes = msgpack.packb({"type": "method", "from": self.client_id, **main})
+        return packed if extra is None else packed + msgpack.packb(extra)
+
+    async def _send_packed(self, packed: bytes) -> None:
         if self._codec.state is not ConnectionState.OPEN:
             raise Disconnected
-        body = b"" if extra is None else msgpack.packb(extra)
-        packed: bytes = msgpack.packb({"type": "method", "from": self.client_id, **main})
-        await self.send_raw(self._codec.send(BytesMessage(packed + body)))
+        await self.send_raw(self._codec.send(BytesMessage(packed)))
 
     async def send_raw(self, data: bytes) -> None:
         """Send bytes that need not be a websocket frame. Raises :class:`Disconnected`."""
@@ -220,10 +248,9 @@ class LegacyPeer:
     # --- being called -----------------------------------------------------------------------------------------
 
     async def _take(self, message: bytes) -> None:
-        unpacker = msgpack.Unpacker(max_buffer_size=len(message) + 1)
-        unpacker.feed(message)
-        values = list(unpacker)
-        main, extra = values[0], values[1] if len(values) > 1 else {}
+        await self._dispatch(*_unpacked(message))
+
+    async def _dispatch(self, main: Map, extra: Map) -> None:
         method = main.get("method", "")
         session, _, word = method.rpartition(".")
         if word in {"resolve", "reject"} and session in self._pending:
@@ -231,8 +258,20 @@ class LegacyPeer:
             pending = self._pending[session]
             pending.outcome = (True, value) if word == "resolve" else (False, value["_rvalue"])
             pending.settled.set()
+        elif method == CACHE + "process":
+            await self._process(main, extra)
         elif main["type"] == "method":
             await self._serve(main, extra)
+
+    async def _process(self, main: Map, extra: Map) -> None:
+        """All parts of a message have come: it is as good as one that came whole, from whoever says so."""
+        parts = self._cached.pop(extra["args"][0], None)
+        if parts is None:
+            await self._answer(main, extra, "reject", f"Message with key {extra['args'][0]} does not exists.")
+            return
+        await self._answer(main, extra, "resolve", None)
+        inner, body = _unpacked(b"".join(parts))
+        await self._dispatch({**inner, **{name: main[name] for name in ("from", "to", "user")}}, body)
 
     async def _serve(self, main: Map, extra: Map) -> None:
         function = self._find(main["method"])
@@ -267,21 +306,25 @@ class LegacyPeer:
 
     @property
     def _built_in(self) -> dict[str, Function]:
-        """Parts of messages are acknowledged and dropped: whoever sends them here never finishes."""
         return {
             "get_service": self._get_service,
             "register_service": self._register_locally,
             "ping": lambda message: "pong",
-            "message_cache.create": lambda *args, **kwargs: None,
-            "message_cache.append": lambda *args, **kwargs: None,
+            "message_cache.create": self._create,
+            "message_cache.append": lambda key, part, *args, **kwargs: self._cached[key].append(part),
         }
+
+    def _create(self, key: str, *args: Any, **kwargs: Any) -> None:
+        self._cached[key] = []
+        if len(self._cached) > _UNFINISHED:
+            del self._cached[next(iter(self._cached))]
 
     async def _finish(self, main: Map, extra: Map, value: Awaitable[Any]) -> None:
         """Await a function that takes time. A heartbeat that fails cancels it, as in the library (4.6)."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat, main, extra, nursery.cancel_scope)
             try:
-                await self._answer(main, extra, "resolve", await value)
+                await self._answer(main, extra, "resolve", await value, self.deliver)
             except (CallFailed, ValueError) as exc:
                 await self._answer(main, extra, "reject", str(exc))
             except Disconnected:
@@ -300,15 +343,14 @@ class LegacyPeer:
         except (CallFailed, Disconnected):
             function.cancel()
 
-    async def _answer(self, main: Map, extra: Map, word: str, value: Any) -> None:
+    async def _answer(self, main: Map, extra: Map, word: str, value: Any, send: Send | None = None) -> None:
         promise = extra.get("promise")
         if promise is None:
             return
         to = promise[word]
         result = {"_rtype": "error", "_rvalue": value} if word == "reject" else value
-        await self.send(
-            {"to": self._target(main, to), "method": to["_rmethod"], "parent": main["session"]}, {"args": [result]}
-        )
+        header = {"to": self._target(main, to), "method": to["_rmethod"], "parent": main["session"]}
+        await (send or self.send)(header, {"args": [result]})
 
     def _target(self, main: Map, method: Map) -> str:
         """Where *method* is called: a relative target belongs to the workspace of its sender (3.2)."""
@@ -399,6 +441,13 @@ async def connect(
             await peer.introduce()
             yield peer
             nursery.cancel_scope.cancel()
+
+
+def _unpacked(message: bytes) -> tuple[Map, Map]:
+    unpacker = msgpack.Unpacker(max_buffer_size=len(message) + 1)
+    unpacker.feed(message)
+    main, *rest = unpacker
+    return main, rest[0] if rest else {}
 
 
 async def _read_head(stream: trio.SocketStream) -> tuple[int, bytes]:

@@ -55,13 +55,13 @@ async def test_10_000_clients_leave_nothing_behind_whichever_way_they_end(tmp_pa
 async def http_calls(server: Watched, home: Home, count: int) -> HttpLoad:
     """Make *count* calls and assert that they leave nothing behind."""
     connected = await server.holdings()
-    await HttpLoad(home).run(LEAVING * len(LEAVES))  # what is made once, at the first call, is there now
+    await HttpLoad(home).run(range(LEAVING * len(LEAVES)))  # what is made once, at the first call, is there now
     start = await server.settled(connected, ("process", "tasks"))
-    await HttpLoad(home).run(count // 20)
+    await HttpLoad(home).run(range(count // 20))
     warm = await server.settled(start)
     load, used = HttpLoad(home), [server.processor()]
     for _ in range(10):
-        await load.run(count // 10)
+        await load.run(range(count // 10))
         used.append(server.processor())
     end = await server.settled(start)
     # An object for each request of one way of leaving would be count / LEAVING / len(LEAVES) objects.
@@ -75,10 +75,10 @@ async def http_calls(server: Watched, home: Home, count: int) -> HttpLoad:
 async def clients(server: Watched, home: Home, warm_up: int, count: int) -> Cycles:
     """Let *count* clients come and end, and assert that they leave nothing behind."""
     start = await server.holdings()
-    await Cycles(home).run(warm_up)
+    await Cycles(home).run(range(warm_up))
     warm = await server.settled(start)
     load = Cycles(home)
-    await load.run(count)
+    await load.run(range(count))
     end = await server.settled(start)
     assert min(load.done.values()) >= count // len(EXITS)
     assert not grown(warm, end, 0.8 * count / len(EXITS) / 8)  # eight variants of one way of ending
