@@ -15,7 +15,7 @@ import msgpack
 import pytest
 import trio
 
-from tests.soak.home import Held, Home, hello
+from tests.soak.home import Held, Home, echo, hello
 from tests.soak.http_client import get, http_client
 from tests.soak.legacy_peer import (
     CACHE,
@@ -83,7 +83,7 @@ class Cycles:
     async def guest(self) -> AsyncIterator[Guest]:
         """A client that has come, registered, called and was called."""
         held, began = Held(), time.perf_counter()
-        service = {"id": "work", "config": {"visibility": "public"}, "hello": hello, "hold": held.run}
+        service = {"id": "work", "config": {"visibility": "public"}, "hello": hello, "hold": held.run, "echo": echo}
         async with connect(self.port, f"guest-{secrets.token_hex(4)}") as peer:
             await peer.register(service)
             await self.visit(peer)
