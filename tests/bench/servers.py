@@ -87,7 +87,7 @@ _RELAYS = "tests.bench.relays"
 HYPHA = Hypha(
     "hypha",
     "hypha",
-    ("hypha.server", "--log-level", "warning"),
+    ("hypha.server",),
     ("--limit", "sessions_per_principal=10000", "--limit", "sessions_per_workspace=10000"),
 )
 BARE = Server("bare", "bare relay", (f"{_RELAYS}.bare",))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from statistics import median_low
 
 import pytest
 import trio
@@ -20,7 +21,8 @@ from tests.soak.workers import Story, holdings
 
 #: A run is cut into so many rounds; after each the server must hold what it held before, and its memory is noted.
 ROUNDS = 8
-#: What resident memory after the last round may be of the highest that the first half has seen.
+#: What resident memory in the second half of the rounds may be of that in the first half. The lower median of each half
+#: is taken: some rounds end with ten megabytes that the C library gives back a little later.
 MEMORY = 1.05
 #: So many objects of a type more are no leak, however short the run: caches fill.
 SLACK = 100
@@ -31,7 +33,9 @@ KILLS = 4
 @pytest.mark.soak
 async def test_everything_at_once_for_as_long_as_one_likes(tmp_path: Path, minutes: float, seed: int) -> None:
     memory = await mixed(tmp_path, 60 * minutes / ROUNDS, ROUNDS, seed)
-    assert memory[-1] <= MEMORY * max(memory[: ROUNDS // 2])
+    first, second = median_low(memory[: ROUNDS // 2]), median_low(memory[ROUNDS // 2 :])
+    print(f"memory of the second half: {second / first:.3f} of that of the first")
+    assert second <= MEMORY * first
 
 
 @pytest.mark.slow
