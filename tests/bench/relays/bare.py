@@ -1,4 +1,4 @@
-"""A bare relay: trio, the server's own websocket codec, and one write for each target of a chunk.
+"""A bare relay: trio, the server's own codec and memory settings, and one write for each target of a chunk.
 
 What a message costs here is what it costs in this language, on this loop and with this codec when nothing is checked,
 counted or bounded. What the server takes beyond that, the router and its promises take.
@@ -16,11 +16,13 @@ from functools import partial
 import trio
 
 from hypha.web.codec import Codec, message_head
+from hypha.worker import tune_memory
 from tests.bench.relays.program import run, serve_streams
 from tests.bench.relays.routing import route
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _PARTS = 512
+_READ = 2**18
 _LARGEST = 2**24
 
 Buffer = bytes | memoryview
@@ -89,18 +91,11 @@ async def pass_on(peers: dict[str, Peer], peer: Peer, stream: trio.SocketStream)
     """Route every message until the client goes."""
     codec = Codec(_LARGEST)
     while True:
-        space = codec.space()
-        if space is None:
-            data = bytes(await stream.receive_some(65536))
-            count = len(data)
-        else:
-            with space:
-                data, count = b"", await stream.socket.recv_into(space)
-            codec.filled(count)
-        if not count:
+        data = await stream.receive_some(_READ)
+        if not data:
             return
         touched = {}
-        for message in codec.feed(data):
+        for message in codec.feed(bytes(data)):
             if not isinstance(message, bytes | bytearray):
                 return  # a close frame, most likely
             target, header, body = route(peers, peer, message)
@@ -111,4 +106,5 @@ async def pass_on(peers: dict[str, Peer], peer: Peer, stream: trio.SocketStream)
 
 
 if __name__ == "__main__":
+    tune_memory()
     run(partial(serve_streams, partial(serve_peer, {})))
