@@ -26,6 +26,7 @@ from tests.house.environments import clean_environ
 START_SECONDS, STOP_SECONDS = 20.0, 15.0
 
 _URL = re.compile(rb"^ +open +(http://\S+)", re.MULTILINE)
+_HYPERCORNS_URL = re.compile(rb"Running on (http://\S+)")
 
 
 def environ_for(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -176,6 +177,10 @@ class Server:
     def pid(self) -> int:
         return self.process.pid
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rstrip("/").rpartition(":")[2])
+
 
 @contextmanager
 def serving(
@@ -184,9 +189,10 @@ def serving(
     """A server on a free port, in and for *directory*, stopped with SIGTERM at the end of the block.
 
     Asserts that it then ends with exit code 0 and has written no traceback. Blocks the thread for as long as the
-    server takes to start and to stop, so that it can serve fixtures of every scope.
+    server takes to start and to stop, so that it can serve fixtures of every scope. *command* may be Hypercorn's.
     """
-    full = [*(command or (sys.executable, "-m", "hypha.server")), "--port", "0", *flags]
+    port = () if "hypercorn" in command else ("--port", "0")
+    full = [*(command or (sys.executable, "-m", "hypha.server")), *port, *flags]
     log = directory / "server.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
@@ -200,7 +206,7 @@ def serving(
         )
     with process:
         try:
-            yield Server(_read_url(process, log), process, log)
+            yield Server(_find_url(process, log) if "hypercorn" in command else _read_url(process, log), process, log)
             _stop(process, log)
         finally:
             with suppress(ProcessLookupError):
@@ -221,6 +227,17 @@ def _read_url(process: subprocess.Popen[bytes], log: Path) -> str:
             if not chunk:
                 break
     raise Ended(f"the server did not become ready\n{output.decode()}{log.read_text()}")
+
+
+def _find_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    """The address in Hypercorn's log, which it writes when it is about to accept."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        found = _HYPERCORNS_URL.search(log.read_bytes())
+        if found:
+            return found[1].decode()
+        time.sleep(0.01)
+    raise Ended(f"the server did not become ready\n{log.read_text()}")
 
 
 def _stop(process: subprocess.Popen[bytes], log: Path) -> None:

@@ -1,5 +1,7 @@
 """A server that tells what it holds: ``python watched.py --port 0 ...`` answers SIGUSR1 with a line of JSON.
 
+With SIGUSR2 it stands still for :data:`MOMENT` seconds, as a server does that has a step which takes so long.
+
 It is the worker of ``python -m hypha.server`` in one process, without a parent; SIGTERM ends it. What it holds is
 found from outside: by the garbage collector, by trio's tree of tasks and in ``/proc``. No table is named here, so that
 one added later is watched too.
@@ -13,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +29,7 @@ from hypha.listen import open_sockets
 from hypha.worker import Server, configure_logging
 
 _CONTAINERS = (dict, set, list, deque)
+MOMENT = 0.05
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -93,12 +97,15 @@ def _attributes(item: Any) -> Iterator[tuple[str, Any]]:
 
 
 async def _obey(server: Server) -> None:
-    with trio.open_signal_receiver(signal.SIGUSR1, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM) as signals:
         async for number in signals:
             if number == signal.SIGTERM:
                 server.drain()
                 await trio.sleep_forever()
-            print(json.dumps(holdings()), flush=True)
+            if number == signal.SIGUSR2:
+                time.sleep(MOMENT)  # noqa: ASYNC251  this is the step that blocks
+            else:
+                print(json.dumps(holdings()), flush=True)
 
 
 def main() -> int:

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import trio
 
@@ -36,7 +35,8 @@ KINDS = ("process", "tasks", "tables")
 LAZY = {"trio.CancelScope": 1000, "builtins.tuple": 1000}
 
 _TURNS = 40
-_SCRIPT = Path(__file__).with_name("watched.py")
+#: The command of a server that can be asked what it holds.
+WATCHED = (sys.executable, str(Path(__file__).with_name("watched.py")))
 
 Holdings = dict[str, Any]
 
@@ -80,12 +80,17 @@ class Watched:
 async def watched_server(directory: Path) -> AsyncIterator[Watched]:
     """A server that can be asked what it holds. It must end well and may not write a traceback."""
     limits = [f"--limit={name}={value}" for name, value in LIMITS.items()]
-    with serving(directory, *limits, "--log-level", "warning", command=(sys.executable, _SCRIPT)) as server:
-        assert server.process.stdout is not None
-        port = urlsplit(server.url).port
-        assert port is not None
-        async with trio.lowlevel.FdStream(os.dup(server.process.stdout.fileno())) as output:
-            yield Watched(server, port, output)
+    with serving(directory, *limits, "--log-level", "warning", command=WATCHED) as server:
+        async with watch(server) as watched:
+            yield watched
+
+
+@asynccontextmanager
+async def watch(server: Server) -> AsyncIterator[Watched]:
+    """Ask *server*, whose command is :data:`WATCHED`."""
+    assert server.process.stdout is not None
+    async with trio.lowlevel.FdStream(os.dup(server.process.stdout.fileno())) as output:
+        yield Watched(server, server.port, output)
 
 
 def differences(before: Holdings, after: Holdings, kinds: Sequence[str] = KINDS) -> list[str]:
