@@ -43,7 +43,8 @@ async def read_arguments(scope: HTTPScope, receive: ASGIReceiveCallable, limits:
         found.args, more = _as_arguments(parse_json(options["_args"].encode(), "_args"))
         found.kwargs.update(more)
     if scope["method"] == "POST":
-        args, kwargs = body_arguments(scope, await read_body(scope, receive, limits), limits, _parameter)
+        body = await read_body(scope, receive, limits)
+        args, kwargs = await body_arguments(scope, body, limits, _parameter)
         found.args += args
         found.kwargs.update(kwargs)
     return found

@@ -7,8 +7,9 @@ import zlib
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import unquote_to_bytes
 
+import trio
 from hypercorn.typing import HTTPScope
 from werkzeug.exceptions import HTTPException
 from werkzeug.formparser import MultiPartParser
@@ -20,55 +21,81 @@ from hypha.web.http import header
 from hypha.wire.frame import MAX_VALUES, unpack_body
 
 Arguments = tuple[list[Any], dict[str, Any]]
+Body = bytes | bytearray
 
 _MAX_FORM_PARTS = 1000
+#: Bytes of text that is read in steps of Python's, or in one that cannot be divided, while nobody else is served.
+_MAX_FORM, _MAX_JSON = 1024 * 1024, 16 * 1024 * 1024
+_ESCAPED_SLICE = 8192  # bytes of a form between two moments for others: up to 2 ms
+_DEFLATED_SLICE, _INFLATED_SLICE = 65536, 262144
+#: Inflating takes half a second for what is just small enough, and memory: elsewhere, and not many at once.
+_INFLATING = trio.CapacityLimiter(2)
 
 
-def body_arguments(scope: HTTPScope, body: bytes, limits: Limits, parameter: Callable[[list[str]], Any]) -> Arguments:
+async def body_arguments(
+    scope: HTTPScope, body: Body, limits: Limits, parameter: Callable[[list[str]], Any]
+) -> Arguments:
     """The arguments in a request body, by position and by name. An empty body has none.
 
     *parameter* reads the texts of one form field, as it reads those of a query parameter. Raises
     :class:`UnsupportedContent` for a format that is not understood, :class:`InvalidArgument` for a body that is not
-    what it says, :class:`TooLarge` when it inflates beyond ``http_body_bytes``.
+    what it says, :class:`TooLarge` when it inflates beyond ``http_body_bytes`` or is larger than its format may be.
+    Cancelled while it inflates, it ends when that is done.
     """
     kind, options = parse_options_header(header(scope, b"content-type"))
     kind = kind.lower()
-    body = _inflated(header(scope, b"content-encoding").strip().lower(), body, limits)
+    body = await _inflated(header(scope, b"content-encoding").strip().lower(), body, limits)
     if not body:
         return [], {}
     if kind in {"", "application/json"}:
+        _check_size(body, _MAX_JSON, "send large values as msgpack")
         return [], _named(parse_json(body, "the body"))
     if kind == "application/msgpack":
         return [], _named(_parse_msgpack(body))
     if kind == "application/x-www-form-urlencoded":
-        return [], _form(body, parameter)
+        _check_size(body, _MAX_FORM, "send large values as multipart/form-data")
+        return [], await _form(body, parameter)
     if kind == "multipart/form-data":
         return [], _multipart(body, options.get("boundary", ""), parameter)
     if kind == "application/octet-stream":
-        return [body], {}
+        return [bytes(body)], {}
     raise UnsupportedContent(
         f"Content-Type {kind[:100]!r}: send application/json, application/msgpack, a form, or application/octet-stream"
     )
 
 
-def _inflated(encoding: str, body: bytes, limits: Limits) -> bytes:
+async def _inflated(encoding: str, body: Body, limits: Limits) -> Body:
     if encoding in {"", "identity"}:
         return body
     if encoding not in {"gzip", "x-gzip"}:
         raise UnsupportedContent(f"Content-Encoding {encoding[:100]!r}: send gzip, or none")
-    inflater = zlib.decompressobj(31)  # 16 + 15: a gzip header and the largest window
     try:
-        whole = inflater.decompress(body, limits.http_body_bytes + 1)
+        return await trio.to_thread.run_sync(_inflate, body, limits.http_body_bytes, limiter=_INFLATING)
     except zlib.error as exc:
         raise InvalidArgument(f"the body is not gzip: {exc}") from exc
-    if len(whole) > limits.http_body_bytes:
-        raise TooLarge(f"the inflated body is larger than http_body_bytes = {limits.http_body_bytes}")
+
+
+def _inflate(body: Body, limit: int) -> bytearray:
+    """In small steps, because whatever is large is moved while no other thread may run."""
+    inflater, whole = zlib.decompressobj(31), bytearray()  # 16 + 15: a gzip header and the largest window
+    for start in range(0, len(body), _DEFLATED_SLICE):
+        rest = body[start : start + _DEFLATED_SLICE]
+        while rest and not inflater.eof:
+            whole += inflater.decompress(rest, _INFLATED_SLICE)
+            rest = inflater.unconsumed_tail
+            if len(whole) > limit:
+                raise TooLarge(f"the inflated body is larger than http_body_bytes = {limit}")
     if not inflater.eof:
         raise InvalidArgument("the gzip body is not complete")
     return whole
 
 
-def parse_json(text: bytes, what: str) -> Any:
+def _check_size(body: Body, limit: int, instead: str) -> None:
+    if len(body) > limit:
+        raise TooLarge(f"a body of this Content-Type may have {limit} bytes; {instead}")
+
+
+def parse_json(text: Body, what: str) -> Any:
     """Decode JSON. Raises :class:`InvalidArgument` that begins with *what*.
 
     One that could hold more than :data:`hypha.wire.calls.MAX_VALUES` values is refused by its punctuation, before it
@@ -82,7 +109,7 @@ def parse_json(text: bytes, what: str) -> Any:
         raise InvalidArgument(f"{what} is not valid JSON: {exc}") from exc
 
 
-def _parse_msgpack(body: bytes) -> Any:
+def _parse_msgpack(body: Body) -> Any:
     try:
         return unpack_body(body)
     except ProtocolViolation as exc:
@@ -95,15 +122,35 @@ def _named(arguments: Any) -> dict[str, Any]:
     return arguments
 
 
-def _form(body: bytes, parameter: Callable[[list[str]], Any]) -> dict[str, Any]:
-    try:
-        fields = parse_qs(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FORM_PARTS)
-    except ValueError as exc:
-        raise InvalidArgument(f"the form cannot be read: {exc}") from exc
+async def _form(body: Body, parameter: Callable[[list[str]], Any]) -> dict[str, Any]:
+    fields: dict[str, list[str]] = {}
+    parts = bytes(body).split(b"&", _MAX_FORM_PARTS)
+    if len(parts) > _MAX_FORM_PARTS:
+        raise InvalidArgument(f"the form cannot be read: it has more than {_MAX_FORM_PARTS} fields")
+    for part in filter(None, parts):
+        name, _, value = part.partition(b"=")
+        fields.setdefault(await _unescaped(name), []).append(await _unescaped(value))
     return {name: parameter(texts) for name, texts in fields.items()}
 
 
-def _multipart(body: bytes, boundary: str, parameter: Callable[[list[str]], Any]) -> dict[str, Any]:
+async def _unescaped(text: bytes) -> str:
+    """A name or a value of a form. Gives way to others within a long one: an escape takes a microsecond."""
+    text, found, start = text.replace(b"+", b" "), bytearray(), 0
+    while start < len(text):
+        stop = start + _ESCAPED_SLICE
+        escape = text.rfind(b"%", stop - 2, stop)
+        stop = stop if escape < 0 else escape
+        found += unquote_to_bytes(text[start:stop])
+        start = stop
+        if start < len(text):
+            await trio.lowlevel.checkpoint()
+    try:
+        return found.decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidArgument(f"the form cannot be read: {exc}") from exc
+
+
+def _multipart(body: Body, boundary: str, parameter: Callable[[list[str]], Any]) -> dict[str, Any]:
     """Fields as in a form; files as bytes, several under one name as a list."""
     parser = MultiPartParser(stream_factory=_in_memory, max_form_memory_size=len(body), max_form_parts=_MAX_FORM_PARTS)
     try:

@@ -7,6 +7,7 @@
 * one peer's protocol error must not reach the nursery that all connections share (F1);
 * a peer that stops reading must not hold a send for ever: Hypercorn shields its sends (F2);
 * a peer that leaves must be noticed also while its next request waits, and when it has made none;
+* what comes before a request must not take long to read, even when all of it comes at once;
 * a connection must end when it is idle after an answer, when its request was refused, when nobody reads its body; and
   not because of bytes behind its last request, before that is answered;
 * who sends a body that is refused must be able to read why;
@@ -58,6 +59,8 @@ _SEND_SIZE = 65536  # bytes that a peer must take in each SEND_SECONDS
 SEND_SECONDS = 10.0
 _LINGER_SECONDS = 10.0  # for which the rest of a refused body is read and dropped
 _LINGER_BYTES = 256 * 1024 * 1024  # of it, at most
+_HEAD_LINES = 200  # of a request: browsers send some thirty
+_HEAD_END = re.compile(rb"\n\r?\n")
 _EARLY_LIMIT = 65536  # bytes that may come in before a websocket is taken over, or before their turn
 
 
@@ -113,10 +116,14 @@ async def _hand_over(queue: trio.MemorySendChannel[Any], event: Any) -> None:
         pass  # the application has answered
 
 
-class LastRequest(h11.Connection):
-    """HTTP/1.1 for which bytes behind the last request of a connection do not exist (RFC 9112 section 9.6).
+class StrictHttp(h11.Connection):
+    """HTTP/1.1 with two differences.
 
-    To h11 they are an error, on which Hypercorn closes the connection, whether or not that request is answered.
+    Bytes behind the last request of a connection do not exist (RFC 9112 section 9.6). To h11 they are an error, on
+    which Hypercorn closes the connection, whether or not that request is answered.
+
+    A request has at most :data:`_HEAD_LINES` lines in its head, before h11 reads them one by one: twenty thousand that
+    come together are a tenth of a second in which nobody else is served.
     """
 
     def receive_data(self, data: bytes) -> None:
@@ -126,7 +133,14 @@ class LastRequest(h11.Connection):
     def next_event(self) -> Any:
         if self.their_state is h11.MUST_CLOSE and self.trailing_data[0]:
             return h11.NEED_DATA
+        if self.their_state is h11.IDLE:
+            self._check_head(self.trailing_data[0])
         return super().next_event()
+
+    def _check_head(self, waiting: bytes) -> None:
+        end = _HEAD_END.search(waiting)
+        if waiting.count(b"\n", 0, end.start() if end else len(waiting)) >= _HEAD_LINES:
+            raise h11.RemoteProtocolError(f"a request has more than {_HEAD_LINES} lines", error_status_hint=431)
 
 
 class Http1Only(H11Protocol):
@@ -134,7 +148,7 @@ class Http1Only(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.connection = LastRequest(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
+        self.connection = StrictHttp(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
 
     async def _check_protocol(self, event: Any) -> None:
         return

@@ -7,6 +7,7 @@ as it is milliseconds long.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 
@@ -26,26 +27,36 @@ _CLOSE, _PING = 0x88, 0x89
 class Neighbour:
     """The connection *stream*, on which echoes are made while somebody asks for them."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         self._stream = stream
+        self._nursery = nursery
+        self._scope = trio.CancelScope()
         self._sending = trio.Lock()
         self._sent: dict[str, float] = {}
         self._taken: list[float] = []
         self._all_back = trio.Event()
 
-    async def measure(self, seconds: str) -> Answer:
-        """Make echoes for so many *seconds*; milliseconds that they took. Raises trio.TooSlowError."""
-        self._taken, began = [], time.perf_counter()
-        number = 0
-        while time.perf_counter() < began + float(seconds):
-            await self._call(f"s{number}")
-            number += 1
-            await trio.sleep(max(0.0, began + number * PERIOD - time.perf_counter()))
+    async def begin(self) -> Answer:
+        """Make echoes from now on."""
+        self._taken, self._scope = [], trio.CancelScope()
+        self._nursery.start_soon(self._echo)
+        return {}
+
+    async def end(self) -> Answer:
+        """Make no more; milliseconds that they took. Raises trio.TooSlowError when one does not come back."""
+        self._scope.cancel()
         with trio.fail_after(PATIENCE):
             while self._sent:
                 await self._all_back.wait()
         taken = sorted(self._taken)
-        return {"count": number, "p99": taken[int(len(taken) * 0.99)] * 1e3, "slowest": taken[-1] * 1e3}
+        return {"count": len(taken), "p99": taken[int(len(taken) * 0.99)] * 1e3, "slowest": taken[-1] * 1e3}
+
+    async def _echo(self) -> None:
+        began = time.perf_counter()
+        with self._scope:
+            for number in itertools.count(1):
+                await self._call(f"s{number}")
+                await trio.sleep(max(0.0, began + number * PERIOD - time.perf_counter()))
 
     async def read(self) -> None:
         """Answer calls and pings until the connection ends, which it must not."""
@@ -85,8 +96,9 @@ class Neighbour:
         await self._send(masked(2, msgpack.packb(header) + msgpack.packb(extra)))
 
     async def _send(self, data: bytes) -> None:
-        async with self._sending:
-            await self._stream.send_all(data)
+        with trio.CancelScope(shield=True):  # half a frame would be the end of the connection
+            async with self._sending:
+                await self._stream.send_all(data)
 
 
 def _payload(data: bytes) -> tuple[int, int]:
@@ -98,9 +110,9 @@ def _payload(data: bytes) -> tuple[int, int]:
 
 async def main(port: str) -> None:
     async with upgraded(f"http://127.0.0.1:{port}", client_id=_NAME) as stream, trio.open_nursery() as nursery:
-        neighbour = Neighbour(stream)
+        neighbour = Neighbour(stream, nursery)
         nursery.start_soon(neighbour.read)
-        await obey({"measure": neighbour.measure})
+        await obey({"begin": neighbour.begin, "end": neighbour.end})
         nursery.cancel_scope.cancel()
 
 

@@ -6,9 +6,11 @@ import gzip
 import json
 import zlib
 from typing import cast
+from urllib.parse import urlencode
 
 import msgpack
 import pytest
+import trio
 from hypercorn.typing import HTTPScope
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ MULTIPART = (
 def read(body: bytes, content_type: str = "", encoding: str = "") -> Arguments:
     headers = [(b"content-type", content_type.encode()), (b"content-encoding", encoding.encode())]
     scope = cast(HTTPScope, {"headers": [item for item in headers if item[1]]})
-    return body_arguments(scope, body, LIMITS, lambda texts: texts[0] if len(texts) == 1 else texts)
+    return trio.run(body_arguments, scope, body, LIMITS, lambda texts: texts[0] if len(texts) == 1 else texts)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,34 @@ def test_several_files_under_one_name_become_a_list() -> None:
     part = b'--edge\r\nContent-Disposition: form-data; name="f"; filename="%d"\r\n\r\n%d\r\n'
     body = part % (1, 1) + part % (2, 2) + b"--edge--\r\n"
     assert read(body, "multipart/form-data; boundary=edge") == ([], {"f": [b"1", b"2"]})
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_a_long_form_is_read_in_pieces(shift: int) -> None:
+    """No escape is torn, wherever the pieces end; %25 must not become the beginning of another one."""
+    value = "x" * shift + "ü%41+" * 10_000
+    body = f"{urlencode({'a': value})}&b=%zz%".encode()
+    assert read_large(body, "application/x-www-form-urlencoded") == ([], {"a": value, "b": "%zz%"})
+
+
+@pytest.mark.parametrize(
+    ("content_type", "limit", "instead"),
+    [("application/json", 2**24, "msgpack"), ("application/x-www-form-urlencoded", 2**20, "multipart")],
+)
+def test_text_that_would_take_long_to_read_is_refused(content_type: str, limit: int, instead: str) -> None:
+    body = b'{"a": "' + b"x" * (limit - 9) + b'"}'
+    if "form" in content_type:
+        body = b"a=" + b"x" * (limit - 2)
+    assert read_large(body, content_type)[1].keys() == {"a"}
+    with pytest.raises(TooLarge, match=f"{limit} bytes; send large values as {instead}"):
+        read_large(body + b" ", content_type)
+
+
+def test_a_form_of_so_many_fields() -> None:
+    fields = [b"a=1"] * 1000
+    assert len(read_large(b"&".join(fields), "application/x-www-form-urlencoded")[1]) == 1
+    with pytest.raises(InvalidArgument, match="more than 1000 fields"):
+        read_large(b"&".join([*fields, b"a=1"]), "application/x-www-form-urlencoded")
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP"])
@@ -131,4 +161,4 @@ def test_a_body_that_could_hold_millions_of_values_is_refused_by_its_punctuation
 
 def read_large(body: bytes, content_type: str) -> Arguments:
     scope = cast(HTTPScope, {"headers": [(b"content-type", content_type.encode())]})
-    return body_arguments(scope, body, Limits(), lambda texts: texts[0])
+    return trio.run(body_arguments, scope, body, Limits(), lambda texts: texts[0])

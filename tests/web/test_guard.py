@@ -331,6 +331,32 @@ async def test_bytes_behind_the_last_request_do_not_exist(
     assert answer.count(b"HTTP/1.1 200 ") == answer.count(b"x" * 10) == 1
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\n"], ids=repr)
+async def test_a_head_has_at_most_so_many_lines(autojump_clock: MockClock, stack: MemoryStack, end: str) -> None:
+    """Lines of a body are none of them, and those of the next request are counted anew."""
+
+    def head(lines: int) -> bytes:
+        length = ["GET /health/liveness HTTP/1.1", "Host: x", "Content-Length: 500", *["X: y"] * (lines - 3)]
+        return end.join([*length, "", ""]).encode()
+
+    stream = stack.connect()
+    await stream.send_all((head(200) + b"\n" * 500) * 3 + head(201) + b"\n" * 500)
+    answer = await read_to_end(stream)
+    assert re.findall(rb"HTTP/1.1 ([0-9]{3})", answer) == [b"200", b"200", b"200", b"431"]
+    await trio.testing.wait_all_tasks_blocked()
+    assert stack.ends[0].closed.is_set()
+
+
+async def test_a_head_that_never_ends_is_refused_when_it_has_so_many_lines(
+    autojump_clock: MockClock, stack: MemoryStack
+) -> None:
+    stream = stack.connect()
+    await stream.send_all(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 198)
+    await trio.testing.wait_all_tasks_blocked()
+    await stream.send_all(b"X: y\r\n")
+    assert (await read_to_end(stream)).startswith(b"HTTP/1.1 431 ")
+
+
 async def test_idle_connections_do_not_delay_the_end(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with memory_stack(Config(data_dir=tmp_path)) as stack:
         await exchange(stack.connect(), "/health/liveness")
