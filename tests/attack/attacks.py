@@ -28,7 +28,7 @@ MIB = 2**20
 NOWHERE = "/public/services/nothing/function"
 FORM = "application/x-www-form-urlencoded"
 
-_ECHO = "services.default.echo"
+_ECHO, _UPDATE = "services.default.echo", "services.default.update_client_info"
 _FRAMES = 4000  # of a flood that is one connection's life
 _DRIPS, _DRIP_SECONDS = 20, 0.01
 
@@ -307,12 +307,12 @@ async def flood_of_upgrades(port: int) -> None:
 
 
 async def flood_of_registrations(port: int) -> None:
-    """A client that comes, describes the same services again and again, and goes."""
+    """A client that describes its services again and again."""
     services = [{"id": f"me:{number}", "type": "x", "name": "x", "config": {}} for number in range(10)]
-    update = call("s", {"id": "me", "services": services}, method="services.default.update_client_info")
-    async with websocket(port, client_id="me") as stream, trio.open_nursery() as nursery:
-        nursery.start_soon(stream.send_all, update * 50 + call("last"))
-        await answered(stream, "last")
+    async with websocket(port, client_id="me") as stream:
+        for number in range(30):
+            await stream.send_all(call(f"s{number}", {"id": "me", "services": services}, method=_UPDATE))
+            await answered(stream, f"s{number}")
 
 
 async def bad_tokens(port: int) -> None:
@@ -499,6 +499,8 @@ async def polite(port: int) -> None:
             await stream.send_all(call(f"s{number}"))
             await answered(stream, f"s{number}")
             await trio.sleep(_DRIP_SECONDS)
+        await stream.send_all(masked(8, struct.pack(">H", 1000)))
+        assert await stream.receive_some(65536), "no goodbye"
 
 
 #: What the neighbour is measured beside for comparison.
@@ -522,7 +524,7 @@ ROWS = {
     "endless-fragments": Row(endless_fragments),
     "flood-of-messages": Row(flood_of_messages),
     "flood-to-nobody": Row(flood_to_nobody),
-    "flood-of-server-calls": Row(flood_of_server_calls),
+    "flood-of-server-calls": Row(flood_of_server_calls, 1),
     "flood-of-pings": Row(flood_of_pings),
     "flood-of-connects": Row(flood_of_connects),
     "flood-of-upgrades": Row(flood_of_upgrades),

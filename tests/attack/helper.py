@@ -46,9 +46,9 @@ class Helper:
 
 
 @contextmanager
-def helper(module: str, port: int) -> Iterator[Helper]:
-    """Start ``python -m tests.attack.<module> PORT``; it ends with the block."""
-    command = [sys.executable, "-m", f"tests.attack.{module}", str(port)]
+def helper(module: str, *arguments: int) -> Iterator[Helper]:
+    """Start ``python -m tests.attack.<module> ARGUMENTS``; it ends with the block."""
+    command = [sys.executable, "-m", f"tests.attack.{module}", *map(str, arguments)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environ_for(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

@@ -1,13 +1,18 @@
-"""``python -m tests.attack.neighbour PORT``: somebody who minds their own business, and how long they wait for it.
+"""``python -m tests.attack.neighbour PORT PID``: somebody who minds their own business, and how long they wait for it.
 
 One connection calls itself a thousand times a second and answers itself: each echo passes the server twice. Calls are
 made whether or not those before were answered, so that a moment in which the server does nothing is as many late echoes
 as it is milliseconds long.
+
+What is measured is the server and not the machine. The time in which the process *PID* could have worked, or this one
+could have read, had the processor not been somebody else's, is not counted: the kernel tells it
+(``/proc/PID/schedstat``, the second number). A server that sleeps or works for others is not excused by it.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
 
@@ -24,13 +29,26 @@ _NAME = "neighbour"
 _CLOSE, _PING = 0x88, 0x89
 
 
+class RunDelay:
+    """How long a process has waited for the processor, in seconds. Costs a microsecond to ask."""
+
+    def __init__(self, pid: int) -> None:
+        self._descriptor = os.open(f"/proc/{pid}/schedstat", os.O_RDONLY)
+
+    def __call__(self) -> float:
+        return int(os.pread(self._descriptor, 100, 0).split()[1]) / 1e9
+
+
 class Neighbour:
     """The connection *stream*, on which echoes are made while somebody asks for them."""
 
-    def __init__(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+    def __init__(self, stream: trio.SocketStream, nursery: trio.Nursery, server: int) -> None:
         self._stream = stream
+        self._servers_delay, self._own_delay = RunDelay(server), RunDelay(os.getpid())
+        self._delay_before = 0.0  # our own, when we did something last
         self._nursery = nursery
         self._scope = trio.CancelScope()
+        self._arrived = 0.0
         self._sending = trio.Lock()
         self._sent: dict[str, float] = {}
         self._taken: list[float] = []
@@ -62,6 +80,9 @@ class Neighbour:
         """Answer calls and pings until the connection ends, which it must not."""
         data = b""
         async for chunk in self._stream:
+            late = self._own_delay() - self._delay_before
+            self._arrived = time.perf_counter() - self._servers_delay() - late
+            self._delay_before += late
             data += chunk
             while len(data) >= 4 or data[1:2] == b"\0":  # what the server sends is empty or longer than a byte
                 start, size = _payload(data)
@@ -82,13 +103,14 @@ class Neighbour:
             await self._message({"method": f"{message['session']}.resolve"}, {"args": message["args"]})
             return
         assert (word, message["args"]) == ("resolve", [session])
-        self._taken.append(time.perf_counter() - self._sent.pop(session))
+        self._taken.append(self._arrived - self._sent.pop(session))
         if not self._sent:
             self._all_back.set()
             self._all_back = trio.Event()
 
     async def _call(self, session: str) -> None:
-        self._sent[session] = time.perf_counter()
+        self._delay_before = self._own_delay()
+        self._sent[session] = time.perf_counter() - self._servers_delay()
         await self._message({"method": "services.self.echo", "session": session}, {"args": [session]})
 
     async def _message(self, main: dict[str, str], extra: dict[str, object]) -> None:
@@ -108,13 +130,13 @@ def _payload(data: bytes) -> tuple[int, int]:
     return (2, size) if size < 126 else (4, int.from_bytes(data[2:4], "big"))
 
 
-async def main(port: str) -> None:
+async def main(port: str, server: str) -> None:
     async with upgraded(f"http://127.0.0.1:{port}", client_id=_NAME) as stream, trio.open_nursery() as nursery:
-        neighbour = Neighbour(stream, nursery)
+        neighbour = Neighbour(stream, nursery, int(server))
         nursery.start_soon(neighbour.read)
         await obey({"begin": neighbour.begin, "end": neighbour.end})
         nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1])
+    trio.run(main, sys.argv[1], sys.argv[2])

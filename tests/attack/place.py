@@ -21,7 +21,7 @@ from tests.soak.watching import SETTLED, Holdings, differences
 #: Seconds of one slice, at least: each ends when all that was begun in it has ended, and holds whole attacks only.
 SLICE = 0.25
 #: Slices beside well-behaved connections and beside attackers take turns, at least and at most so many.
-TURNS, MOST_TURNS = 2, 12
+TURNS, MOST_TURNS = 2, 8
 #: What the neighbour's 99th percentile may be: so many times the one beside well-behaved connections, or so many ms.
 TIMES, MILLISECONDS = 3.0, 5.0
 #: Milliseconds that no echo takes, whatever happens.
@@ -147,7 +147,9 @@ def resident(pids: list[int]) -> int:
 @contextmanager
 def surrounded(server: Server) -> Iterator[Place]:
     """A *server* with a neighbour and a crowd, which leave at the end of the block."""
-    with helper("neighbour", server.port) as neighbour, helper("crowd", server.port) as crowd:
+    # Of the processes of a server the one that serves is the largest.
+    worker = max(group(server.pid), key=lambda pid: resident([pid]))
+    with helper("neighbour", server.port, worker) as neighbour, helper("crowd", server.port) as crowd:
         place = Place(server, neighbour, crowd)
         trio.run(place.slice, POLITE, 1)  # what is made once, for the first of all, is there now
         yield place

@@ -8,9 +8,11 @@ import signal
 import time
 from pathlib import Path
 
+import msgpack
 import pytest
 import trio
 
+from tests.clients.raw import header, masked
 from tests.house.processes import start
 from tests.process.servers import (
     HYPERCORN,
@@ -30,6 +32,12 @@ from tests.process.servers import (
 )
 
 pytestmark = pytest.mark.slow
+
+
+def to_itself(client: str, size: int) -> bytes:
+    """A message of *client* to itself."""
+    return b"".join(map(msgpack.packb, (header(client, "services.x.y"), {"args": [bytes(size)]})))
+
 
 COMMANDS = {"parent": SERVER, "single": SINGLE, "hypercorn": HYPERCORN, "hypercorn -w 0": (*HYPERCORN, "-w", "0")}
 
@@ -84,6 +92,24 @@ async def test_a_stalled_reader_holds_the_end_up_for_the_drain_time_only(
         result = await server.ended()
     assert result.returncode == 0
     assert 1 <= time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize("command", [SERVER, SINGLE, HYPERCORN], ids=["parent", "single", "hypercorn"])
+async def test_a_websocket_peer_that_does_not_read_holds_the_end_up_for_seconds_only(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Its outbox is full: the goodbye waits behind what it does not take, and is given up."""
+    flags = ["--graceful-timeout", "1"] if command is HYPERCORN else ["--limit", "drain_seconds=1"]
+    async with live([*command, *flags], tmp_path) as server, websocket_peer(server.port) as stream:
+        with trio.move_on_after(2) as waiting:
+            while True:  # until the server takes no more, because it has no room for what comes back
+                await stream.send_all(masked(2, to_itself("process-test", 500_000)))
+        assert waiting.cancelled_caught
+        started = time.monotonic()
+        server.kill(signal.SIGTERM)
+        result = await server.ended()
+    assert result.returncode == 0
+    assert time.monotonic() - started < 1 + 5
 
 
 @pytest.mark.parametrize("command", [SERVER, HYPERCORN], ids=["parent", "hypercorn"])
