@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -77,18 +77,27 @@ async def _inflated(encoding: str, body: Body, limits: Limits) -> Body:
 
 
 async def _inflate(body: Body, limit: int) -> bytearray:
-    inflater, whole = zlib.decompressobj(31), bytearray()  # 16 + 15: a gzip header and the largest window
+    size, whole = 0, bytearray()
+    for piece in _inflated_pieces(body):  # counted first, so that what is too large takes no memory
+        size += len(piece)
+        if size > limit:
+            raise TooLarge(f"the inflated body is larger than http_body_bytes = {limit}")
+        await trio.lowlevel.checkpoint()
+    for piece in _inflated_pieces(body):
+        whole += piece
+        await trio.lowlevel.checkpoint()
+    return whole
+
+
+def _inflated_pieces(body: Body) -> Iterator[bytes]:
+    inflater = zlib.decompressobj(31)  # 16 + 15: a gzip header and the largest window
     for start in range(0, len(body), _INFLATED_SLICE):
-        rest = body[start : start + _INFLATED_SLICE]
+        rest: Body = body[start : start + _INFLATED_SLICE]
         while rest and not inflater.eof:
-            whole += inflater.decompress(rest, _INFLATED_SLICE)
+            yield inflater.decompress(rest, _INFLATED_SLICE)
             rest = inflater.unconsumed_tail
-            if len(whole) > limit:
-                raise TooLarge(f"the inflated body is larger than http_body_bytes = {limit}")
-            await trio.lowlevel.checkpoint()
     if not inflater.eof:
         raise InvalidArgument("the gzip body is not complete")
-    return whole
 
 
 def _check_size(body: Body, limit: int, instead: str) -> None:

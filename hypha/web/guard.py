@@ -279,7 +279,7 @@ class GuardedServer(TCPServer):
     def _body_is_coming(self) -> bool:
         """Whether a request was answered before all of it was there."""
         connection = self.protocol.protocol.connection
-        return isinstance(connection, LastRequest) and connection.their_state is h11.SEND_BODY
+        return isinstance(connection, StrictHttp) and connection.their_state is h11.SEND_BODY
 
     async def _linger(self) -> None:
         """Drop what still comes of a body: unread, it would make of the close a reset, in which the answer is lost."""

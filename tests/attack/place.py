@@ -32,10 +32,12 @@ MEMORY = 20_000_000
 #: What a server under attack has of its own: what is kept for a while is gone within seconds.
 LIMITS = {
     "session_grace": 0.5,
-    "reconnection_token_seconds": 2,
+    "reconnection_token_seconds": 0.5,
     "ping_seconds": 1,
     "drain_seconds": 1,
 }
+#: Seconds after which the server has forgotten whoever has left.
+FORGOTTEN = 3.0
 ENVIRON = {f"HYPHA_LIMIT_{name.upper()}": str(value) for name, value in LIMITS.items()} | {"HYPHA_LOG_LEVEL": "error"}
 
 

@@ -6,7 +6,9 @@ holds: its tasks, and every table and object of its own. ``docs/robustness.md`` 
 
 from __future__ import annotations
 
+import re
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -14,14 +16,20 @@ import pytest
 import trio
 
 from tests.attack.attacks import POLITE, ROWS
-from tests.attack.place import ENVIRON, SLICE, NeighbourHurt, Place, judge, surrounded
+from tests.attack.place import ENVIRON, FORGOTTEN, SLICE, NeighbourHurt, Place, judge, surrounded
 from tests.house.processes import serving
+from tests.house.steps import ROOT
 from tests.process.servers import HYPERCORN, SERVER
-from tests.soak.watching import WATCHED, watch
+from tests.soak.watching import WATCHED, Holdings, watch
 
 pytestmark = pytest.mark.slow
 
 COMMANDS = {"hypha.server": SERVER, "hypercorn": HYPERCORN}
+
+
+def test_the_documentation_names_every_row() -> None:
+    page = (ROOT / "docs" / "robustness.md").read_text()
+    assert re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE) == list(ROWS)
 
 
 @pytest.fixture(scope="module", params=COMMANDS)
@@ -46,13 +54,25 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield place
 
 
+@pytest.fixture(scope="module")
+def start(watched: Place) -> Holdings:
+    """What the watched server holds before all attacks, and after each."""
+    time.sleep(FORGOTTEN)
+    return trio.run(_inside, watched)
+
+
+async def _inside(place: Place) -> Holdings:
+    async with watch(place.server) as inside:
+        return await inside.holdings()
+
+
 @pytest.mark.parametrize("row", ROWS)
-async def test_nothing_is_left_of_an_attack(row: str, watched: Place) -> None:
+async def test_nothing_is_left_of_an_attack(row: str, watched: Place, start: Holdings) -> None:
+    before = watched.holdings()
+    await watched.slice(row, ROWS[row].connections)
     async with watch(watched.server) as inside:
-        before, start = watched.holdings(), await inside.holdings()
-        await watched.slice(row, ROWS[row].connections)
         await inside.settled(start)
-        await watched.settled(before)
+    await watched.settled(before)
 
 
 async def test_a_server_that_stands_still_for_a_moment_is_found_out(watched: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -188,6 +189,9 @@ async def test_two_lengths_end_the_connection(autojump_clock: MockClock, stack: 
         "Content-Length: -1\r\n",
         "Content-Length: 1e3\r\n",
         "Content-Length: +5\r\n",
+        "Content-Length: 5, 6\r\n",
+        "Content-Length: 5\r\n 6\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked, identity\r\n",
         "Transfer-Encoding: xchunked\r\n",
         "Transfer-Encoding : chunked\r\n",
@@ -203,6 +207,58 @@ async def test_ambiguous_requests_are_refused(autojump_clock: MockClock, stack: 
     answer = await read_to_end(stream)
     assert answer[:11] in {b"HTTP/1.1 40", b"HTTP/1.1 50"}
     assert b'{"status"' not in answer
+
+
+CHUNKED = b"POST /nothing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+HIDDEN = request_bytes("/health/liveness")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"5\nhello\n0\n\n",
+        b"5\r\nhello\n0\r\n\r\n",
+        b"5\r\nhelloXX0\r\n\r\n",
+        b"5;a\nhello\r\n0\r\n\r\n",
+        b"0x5\r\nhello\r\n0\r\n\r\n",
+        b"+5\r\nhello\r\n0\r\n\r\n",
+        b"-5\r\nhello\r\n0\r\n\r\n",
+        b"5 5\r\nhello\r\n0\r\n\r\n",
+        b"1" * 40 + b"\r\nhello\r\n0\r\n\r\n",
+    ],
+    ids=repr,
+)
+async def test_chunks_that_two_could_read_in_two_ways_end_the_connection(
+    autojump_clock: MockClock, stack: MemoryStack, body: bytes
+) -> None:
+    stream = stack.connect()
+    await stream.send_all(CHUNKED + body + HIDDEN)
+    answer = await read_to_end(stream)
+    assert b"HTTP/1.1 200" not in answer
+    assert answer.count(b"HTTP/1.1") <= 1
+    await trio.testing.wait_all_tasks_blocked()
+    assert stack.ends[0].closed.is_set()
+
+
+@pytest.mark.parametrize(
+    "request_and_body",
+    [
+        CHUNKED + b'5;name=value;"quoted"\r\nhello\r\n0;last\r\n\r\n',
+        CHUNKED + b"005\r\nhello\r\n0\r\nTrailer: x\r\n\r\n",
+        CHUNKED.replace(b"\r\n", b"\n") + b"0\r\n\r\n",
+        CHUNKED.replace(b": chunked", b":\r\n chunked") + b"5\r\nhello\r\n0\r\n\r\n",
+        CHUNKED.replace(b"Host: x", b"Host: x\r\nX: a\r\n b") + b"0\r\n\r\n",
+    ],
+    ids=["extensions", "zeros and trailers", "line feeds", "a folded length", "a folded line"],
+)
+async def test_strange_but_clear_requests_end_where_they_end(
+    autojump_clock: MockClock, stack: MemoryStack, request_and_body: bytes
+) -> None:
+    """What RFC 9112 lets a server read (2.2, 5.2, 7.1.1) is read as it says, and the next request begins behind it."""
+    stream = stack.connect()
+    await stream.send_all(request_and_body + HIDDEN)
+    answer = await read_to_end(stream)
+    assert re.findall(rb"HTTP/1.1 ([0-9]{3})", answer) == [b"404", b"200"]
 
 
 async def test_requests_on_one_connection_are_answered_in_order(autojump_clock: MockClock, stack: MemoryStack) -> None:
