@@ -202,6 +202,7 @@ class GuardedServer(TCPServer):
         super().__init__(cast("AppWrapper", guarded), config, context, state, stream)
         self._reading = trio.CancelScope()
         self._serve: Serve | None = None
+        self._taking, self._taken = False, trio.Event()
         self._held = bytearray()
         self._lingers = False
         self._turn = Turn(self._read_ahead)
@@ -258,7 +259,7 @@ class GuardedServer(TCPServer):
     async def _read_data(self) -> None:
         if isinstance(self.protocol.protocol, Http1Only):
             self.protocol.protocol.can_read = self._turn
-        while self._serve is None and not self._lingers:
+        while not self._taking and not self._lingers:
             with trio.CancelScope() as self._reading:
                 data = self._take_ahead() or await self._receive()
             if self._reading.cancelled_caught:
@@ -268,6 +269,8 @@ class GuardedServer(TCPServer):
                 break
         if self._lingers:
             await self._linger()
+        if self._taking:
+            await self._taken.wait()
         await self.idle_task.stop()  # it would hold the connection for the rest of its time
         if self._serve is None:
             await self.protocol.handle(Closed())
@@ -321,12 +324,17 @@ class GuardedServer(TCPServer):
         if not isinstance(held, HeldWebsocket) or (await receive())["type"] != "websocket.connect":
             raise TakeOverFailed
         held.handshake.extensions = None
-        await send({"type": "websocket.accept"})
-        if held.closed:
-            raise TakeOverFailed
-        held.closed = True  # Hypercorn has nothing more to say
-        self._serve, self._held = serve, held.early
+        # What comes from now on is the websocket's, and may be much: a client can answer before the accept returns.
+        self._taking = True
         self._reading.cancel()
+        try:
+            await send({"type": "websocket.accept"})
+            if held.closed:
+                raise TakeOverFailed
+            held.closed = True  # Hypercorn has nothing more to say
+            self._serve, self._held = serve, held.early
+        finally:
+            self._taken.set()
 
 
 #: Where an application writes, in the state of its lifespan, how many connections may be open at once.

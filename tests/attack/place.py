@@ -98,10 +98,12 @@ class Place:
         Raises :class:`NeighbourHurt` for an echo that took longer than anything may.
         """
         await self.neighbour.ask("begin")
-        await self.crowd.ask("begin", row, str(connections))
-        await trio.sleep(SLICE)
-        ended = await self.crowd.ask("end")
-        measured = await self.neighbour.ask("end")
+        try:
+            await self.crowd.ask("begin", row, str(connections))
+            await trio.sleep(SLICE)
+            ended = await self.crowd.ask("end")
+        finally:
+            measured = await self.neighbour.ask("end")
         assert ended["rounds"] >= connections
         if measured["slowest"] > SLOWEST:
             raise NeighbourHurt(f"an echo took {measured['slowest']:.0f} ms")

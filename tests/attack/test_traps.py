@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.attack.attacks import call, packed, request, websocket
+from tests.attack.attacks import MIB, answered, call, packed, request, websocket
 from tests.clients.raw import header, masked
 from tests.house.processes import Server, serving
 from tests.process.servers import HYPERCORN, SERVER
@@ -63,3 +63,12 @@ async def test_a_peer_that_answers_no_ping_is_let_go(server: Server) -> None:
             with trio.fail_after(5):
                 rest = b"".join([chunk async for chunk in stream])
             assert b"\x03\xf4the client was silent for too long" in rest  # 1012
+
+
+async def test_a_client_may_send_much_as_soon_as_it_is_accepted(server: Server) -> None:
+    """More than is held before the upgrade is answered, in the moment in which it is answered."""
+    large = masked(2, packed(header("nobody", "services.x.y"), {"args": [bytes(4 * MIB)]}))
+    for _ in range(30):
+        async with websocket(server.port) as stream, trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, large + call("s"))
+            await answered(stream, "s")
