@@ -32,6 +32,7 @@ _READ_SIZE, _LARGE_READ = 65536, 262_144
 _WRITE_PARTS = 512  # buffers in one gathering write; the kernel takes at most 1024
 _STAMP_ROOM = 8 * 1024  # bytes of a stamped header, at most (``protocol.md`` 2.6)
 _PONG_BYTES = 16 * 1024  # bytes that may wait for a peer while each of its pings is answered
+_TURN_CALLS = 8  # of the server's own functions that begin in one turn: together they run before others have theirs
 GOODBYE_SECONDS = 1.0
 CLEAN_CODES = frozenset({1000, 1001})
 
@@ -124,7 +125,7 @@ class Connection:
     async def take(self, data: bytes) -> int | None:
         """Route every message of a chunk, giving way after each turn. Returns a close code at the end."""
         limits, session, route = self.broker.limits, self.session, self.broker.router.route
-        frames, started = 0, time.perf_counter()
+        frames, calls, started = 0, session.server_calls, time.perf_counter()
         for item in self.transport.codec.feed(data):
             if isinstance(item, Message):
                 frame = self._read(item)
@@ -136,10 +137,14 @@ class Connection:
             elif item is not None:
                 return self._end(item)
             frames += 1
-            if frames >= limits.turn_frames or time.perf_counter() - started > limits.turn_seconds:
+            if (
+                frames >= limits.turn_frames
+                or session.server_calls - calls >= _TURN_CALLS
+                or time.perf_counter() - started > limits.turn_seconds
+            ):
                 self._end_turn()
                 await trio.lowlevel.checkpoint()
-                frames, started = 0, time.perf_counter()
+                frames, calls, started = 0, session.server_calls, time.perf_counter()
         self._end_turn()
         return None
 
