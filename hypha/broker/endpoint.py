@@ -272,6 +272,12 @@ class ServerSession(Session):
             raise CallTimeout(f"{target.name} gave neither a result nor a heartbeat for {waited}")
         return _value(*outcome[0])
 
+    def notify(self, target: PeerSession, method: str, source: Address, stamp: Fields) -> None:
+        """Call *method* at *target* as *source* without waiting; nothing happens when it is gone."""
+        if target.open:
+            target.outbox.put_control(*calls.notice(target.name, method).encode(stamp))
+            flush_dirty(self._dirty)
+
     async def _send(
         self,
         target: PeerSession,

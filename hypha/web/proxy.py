@@ -13,12 +13,13 @@ from typing import Any
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 
-from hypha.broker.access import Principal
 from hypha.broker.broker import Broker
+from hypha.broker.session import Service
 from hypha.errors import HyphaError, PermissionDenied, RemoteError, internal_error
 from hypha.web.arguments import Arguments, read_arguments
 from hypha.web.http import JSON, MSGPACK, BodyRoom, bearer_token, header, send_error, send_json, send_response
-from hypha.web.lookup import Target, plain_value, resolve
+from hypha.web.lookup import Caller, Target, plain_value, resolve
+from hypha.web.streaming import items, send_stream
 from hypha.wire import values
 from hypha.wire.calls import encode_value
 
@@ -43,32 +44,35 @@ class Proxy:
                 principal = self._broker.authenticate(bearer_token(scope))
                 arguments = await read_arguments(scope, receive, self._broker.limits)
                 nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
-                value = await self._call(target, principal, arguments)
-                body = encode_value(value) if as_msgpack else self._json(value)
-                await send_response(send, 200, MSGPACK if as_msgpack else JSON, body)
+                service, caller = resolve(self._broker, target, principal)
+                value = await self._call(service, target.keys, caller, arguments)
+                encode = encode_value if as_msgpack else self._json
+                if values.is_generator(value):
+                    source = items(self._broker.server, service.session, value, caller, arguments.patience)
+                    await send_stream(source, send, encode, as_msgpack=as_msgpack)
+                else:
+                    await send_response(send, 200, MSGPACK if as_msgpack else JSON, encode(value))
+            except RemoteError as exc:
+                await send_error(send, _with_status(exc))
             except HyphaError as exc:
                 await send_error(send, exc)
             except Exception as exc:  # noqa: BLE001  the call boundary: the client gets a reference, not a traceback
                 await send_error(send, internal_error(exc))
             nursery.cancel_scope.cancel()
 
-    async def _call(self, target: Target, principal: Principal, arguments: Arguments) -> Any:
-        service, caller = resolve(self._broker, target, principal)
-        value = await plain_value(self._broker, service, target.keys, arguments.patience)
+    async def _call(self, service: Service, keys: tuple[str, ...], caller: Caller, arguments: Arguments) -> Any:
+        value = await plain_value(self._broker, service, keys, arguments.patience)
         if value is not None:
             return value[0]
-        try:
-            return await self._broker.server.call(
-                service.session,
-                ".".join(("services", service.id, *target.keys)),
-                arguments.args,
-                arguments.kwargs,
-                source=caller.source,
-                stamp=caller.stamp(),
-                patience=arguments.patience,
-            )
-        except RemoteError as exc:
-            raise _with_status(exc) from exc
+        return await self._broker.server.call(
+            service.session,
+            ".".join(("services", service.id, *keys)),
+            arguments.args,
+            arguments.kwargs,
+            source=caller.source,
+            stamp=caller.stamp(),
+            patience=arguments.patience,
+        )
 
     def _json(self, value: Any) -> bytes:
         plain = values.to_json(value, self._broker.limits.json_array_bytes)

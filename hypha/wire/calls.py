@@ -137,6 +137,11 @@ def heartbeat(to: str, promise: Promise, session: str) -> Message:
     return Message({"type": "method", "to": to, "method": promise.heartbeat, "parent": session}, b"")
 
 
+def notice(to: str, method: str) -> Message:
+    """A call without arguments to which no answer is wanted."""
+    return Message({"type": "method", "to": to, "method": method}, packer.pack({"args": []}))
+
+
 def call(to: str, method: str, session: str, caller: str, args: list[Any], kwargs: dict[str, Any]) -> Message:
     """A call with an explicit promise, which every generation honours (``protocol.md`` 3.2).
 

@@ -77,6 +77,16 @@ def is_method(value: Value) -> bool:
     return isinstance(value, dict) and value.get("_rtype") == "method"
 
 
+def is_generator(value: Value) -> bool:
+    """Whether *value* is a generator of some peer (``protocol.md`` 3.1)."""
+    return isinstance(value, dict) and value.get("_rtype") == "generator" and isinstance(value.get("_rmethod"), str)
+
+
+def is_end(value: Value) -> bool:
+    """Whether *value* is what a generator answers with when it has nothing more."""
+    return isinstance(value, dict) and value.get("_rtype") == "stop_iteration"
+
+
 def to_json(value: Value, array_limit: int, depth: int = MAX_DEPTH) -> Value:
     """*value* as what :mod:`json` can write (``decisions.md`` 22).
 
