@@ -84,6 +84,7 @@ class Limits:
     suspended_per_principal: int = 100
     reclaim_seconds: float = 60.0
     drain_seconds: float = 3.0
+    modern_python_frame_bytes: int = 524_288  # their decoder takes no larger value
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,9 @@ _LEVELS = {
 class Principal:
     """The authenticated user as policy sees it.
 
-    *grants*: workspace name -> level. *home*: the workspace that a token names as its own. *expires_at*: seconds
-    since the epoch, None for what lives as long as its connection.
+    *grants*: workspace name -> level. *home*: the workspace that a token names as its own. *client*: the one client
+    id that it may connect as, None for any. *expires_at*: seconds since the epoch, None for what lives as long as its
+    connection.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Principal:
     home: str | None = None
     expires_at: float | None = None
     is_root: bool = False
+    client: str | None = None
 
     def to_wire(self, workspace: str | None) -> dict[str, Any]:
         """The ``user`` map of frames, for both generations (``protocol.md`` 7.3). Kept small: it is in every frame."""

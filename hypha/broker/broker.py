@@ -6,15 +6,18 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
-from hypha.broker import builtin
+from hypha.broker import builtin, modern
 from hypha.broker.access import Action, Principal, may
 from hypha.broker.endpoint import ServerSession
+from hypha.broker.events import publish
 from hypha.broker.inflight import end_session, forget_silent
+from hypha.broker.info import service_info
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
 from hypha.broker.registry import Parked, Registration, Registry, Suspended, Workspace, registrations
 from hypha.broker.router import Router
@@ -23,6 +26,7 @@ from hypha.broker.tokens import Resumption, Tokens, new_user_id
 from hypha.config import Config, Limits
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, NotAuthenticated, PermissionDenied
 from hypha.wire.address import Address, check_client_id, check_name
+from hypha.wire.calls import Message
 from hypha.wire.dialect import Dialect
 from hypha.wire.frame import FrameReader, HeaderBounds
 
@@ -64,6 +68,7 @@ class Broker:
         self.reader = FrameReader(header_bounds(config.limits))
         self.server = ServerSession(server_id, self.registry, config.limits, self.dirty, self.reader)
         self.server.functions.update(builtin.functions(self))
+        self.server.modern_functions.update(modern.functions(self))
         self.router = Router(self.registry, self.server, self.reader)
         self._clock = clock
         self._generation = 0
@@ -125,6 +130,8 @@ class Broker:
         if credentials.reconnection_token:
             return self._readmit(client_id, self.tokens.verify_resumption(credentials.reconnection_token))
         principal = self.authenticate(credentials.token)
+        if principal.client not in {None, client_id}:
+            raise PermissionDenied("the token belongs to another client id")
         name = self._workspace_name(principal, credentials.workspace)
         self._require_free(name, client_id, principal)
         return Admission(Address(name, client_id), principal, secrets.token_urlsafe(12), resumed=False)
@@ -166,7 +173,7 @@ class Broker:
         if workspace is None:
             return
         if client_id in workspace.members:
-            raise Conflict(f"client id {client_id!r} is connected already; choose another")
+            raise Conflict(f"Client already exists and is active: {workspace_name}/{client_id}; choose another id")
         parked = workspace.parked.get(client_id)
         if parked is None or parked.principal_id == principal.id:
             return
@@ -190,8 +197,10 @@ class Broker:
         workspace = self.registry.workspaces.get(name) or self.registry.create_workspace(name)
         before = workspace.members.get(address.client)
         restored: tuple[Registration, ...] = ()
+        subscriptions: Collection[str] = ()
+        superseding = False
         if before is not None and admission.resumed and before.identity == admission.identity:
-            restored = registrations(before)
+            restored, subscriptions, superseding = registrations(before), before.subscriptions, True
             self._detach(before)
             before.transport.close(1012, "superseded by a newer connection")
         self._generation += 1
@@ -212,8 +221,12 @@ class Broker:
         if parked is not None:
             self._suspended.discard(parked)
             if parked.identity == admission.identity:
-                restored = parked.registrations
-        self.registry.announce(session, restored)
+                restored, subscriptions = parked.registrations, parked.subscriptions
+        session.subscriptions.update(subscriptions)
+        kind = "client_updated" if superseding else "client_connected"
+        publish(workspace, kind, lambda: {"id": session.name, "workspace": workspace.name})
+        # Who was superseded has never been gone for those who listen.
+        self.registry.announce(session, restored, quietly=superseding)
         self.flush()
         return session
 
@@ -233,7 +246,13 @@ class Broker:
             return
         workspace = self.registry.workspaces[session.address.workspace]
         parked = None if clean else self._parked(session)
+        services = list(session.services.values())
         self._detach(session)
+        for service in services:
+            publish(workspace, "service_removed", partial(service_info, service))
+        # The bare id: modern clients put the workspace in front of it (protocol.md 5.9).
+        gone = {"id": session.address.client, "workspace": workspace.name}
+        publish(workspace, "client_disconnected", lambda: gone)
         if parked is not None:
             self._park(workspace, parked)
         else:
@@ -248,8 +267,27 @@ class Broker:
         """End the sessions of those who may not be in *workspace* any more."""
         for member in list(workspace.members.values()):
             if not may(member.principal, Action.JOIN, workspace).allowed:
-                member.transport.close(1008, "access to the workspace was taken away")
-                self.leave(member, clean=True)
+                self.expel(member, "access to the workspace was taken away")
+
+    def delete_workspace(self, workspace: Workspace) -> None:
+        """End *workspace* with everything in it."""
+        publish(workspace, "workspace_deleted", lambda: {"id": workspace.name, "workspace": workspace.name})
+        workspace.persistent = False
+        for member in list(workspace.members.values()):
+            self.expel(member, "the workspace was deleted")
+        for parked in list(workspace.parked.values()):
+            self._remember_end(parked.identity)
+            self._unpark(parked)
+        self.registry.drop_if_unused(workspace)
+
+    def expel(self, session: PeerSession, reason: str) -> None:
+        """End a session for good. A modern client is told not to come back; a legacy one is refused when it tries."""
+        if not session.dialect.legacy_manager:
+            farewell = Message({"type": "force-exit", "to": session.name, "reason": reason}, b"")
+            session.tell(farewell, self.server.address)
+            session.outbox.flush()
+        session.transport.close(1008, reason)
+        self.leave(session, clean=True)
 
     def _detach(self, session: PeerSession) -> None:
         self.registry.remove(session)
@@ -258,8 +296,15 @@ class Broker:
 
     def _parked(self, session: PeerSession) -> Parked:
         now = self.now()
-        until = now + self.limits.session_grace
-        return Parked(session.address, session.identity, session.principal.id, registrations(session), now, until)
+        return Parked(
+            session.address,
+            session.identity,
+            session.principal.id,
+            registrations(session),
+            since=now,
+            until=now + self.limits.session_grace,
+            subscriptions=frozenset(session.subscriptions),
+        )
 
     def _park(self, workspace: Workspace, parked: Parked) -> None:
         workspace.parked[parked.address.client] = parked

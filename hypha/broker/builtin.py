@@ -6,37 +6,35 @@ endpoint asks :func:`hypha.broker.access.may` before it runs.
 
 from __future__ import annotations
 
-import logging
-import reprlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from hypha.broker.access import Action, Level, Principal, level_in
+from hypha.broker.access import Action, Level, level_in
 from hypha.broker.endpoint import Function, ServerCall, chunk_functions
-from hypha.broker.registry import Workspace, not_found_hint, parse_registration, registrations
-from hypha.broker.session import PeerSession, Service
-from hypha.broker.tokens import is_user_id, legacy_form, new_user_id
-from hypha.errors import (
-    Conflict,
-    InvalidArgument,
-    LimitExceeded,
-    NotFound,
-    PermissionDenied,
-    ServiceNotFound,
+from hypha.broker.info import summary
+from hypha.broker.manager import (
+    BUILT_IN,
+    DEFAULT,
+    Manager,
+    Run,
+    apply,
+    as_map,
+    own_workspace,
+    workspace_settings,
 )
+from hypha.broker.registry import not_found_hint, parse_registration, registrations
+from hypha.broker.session import PeerSession, Service
+from hypha.broker.tokens import legacy_form
+from hypha.errors import InvalidArgument, NotFound, PermissionDenied, ServiceNotFound
 from hypha.wire import values
 from hypha.wire.address import PUBLIC_WORKSPACE, ServiceQuery, check_name, parse_service_id
-from hypha.wire.calls import encode_value
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
 
-logger = logging.getLogger(__name__)
 
-BUILT_IN = "services.built-in."
-DEFAULT = "services.default."
-
-Run = Callable[..., Awaitable[Any]]
+#: What clients read of a built-in service: whether they may send parts in any order (``protocol.md`` 2.7).
+BUILT_IN_CONFIG = {"visibility": "public", "api_version": 3}
 
 
 class ClientNotFound(NotFound):
@@ -45,22 +43,22 @@ class ClientNotFound(NotFound):
     remote_type = "Exception"
 
 
-class InvalidKey(InvalidArgument):
-    """``set`` was given a key that WorkspaceInfo does not have."""
-
-    remote_type = "KeyError"
-
-
 def functions(broker: Broker) -> dict[str, Function]:
-    """Every function of the server by its full path."""
-    service = WorkspaceService(broker)
-    table = chunk_functions(broker.server)
-    table[BUILT_IN + "ping"] = Function.of(_ping)
+    """Every function of ``<workspace>/workspace-manager`` by its full path."""
+    service = LegacyManager(broker)
+    table = built_in_functions(broker)
     table[BUILT_IN + "get_service"] = Function.of(service.get_built_in_service)
     table["built_in_with_api_version"] = Function.of(service.built_in_with_api_version)
     for names, run, needs in service.exported():
         for name in names:
             table[DEFAULT + name] = Function.of(run, needs)
+    return table
+
+
+def built_in_functions(broker: Broker) -> dict[str, Function]:
+    """The functions of the built-in service that are the same at every address of the server."""
+    table = chunk_functions(broker.server)
+    table[BUILT_IN + "ping"] = Function.of(_ping)
     return table
 
 
@@ -76,12 +74,8 @@ def camel(name: str) -> str:
     return head + "".join(word.capitalize() for word in rest)
 
 
-class WorkspaceService:
+class LegacyManager(Manager):
     """The service ``default`` of ``<workspace>/workspace-manager`` (``protocol.md`` 5.2)."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-        self._registry = broker.registry
 
     def exported(self) -> Iterable[tuple[tuple[str, ...], Run, Action]]:
         """Each function with its names, snake_case first, and what its caller must be allowed to do."""
@@ -111,7 +105,8 @@ class WorkspaceService:
     async def get_built_in_service(self, call: ServerCall, service_id: str) -> dict[str, Any]:
         """The service object, as a client asks for it right after it connected."""
         if service_id == "built-in":
-            return self._object(call, "built-in", "built-in", BUILT_IN, {"visibility": "public", "api_version": 3})
+            table = self._broker.server.functions
+            return self._object(call, "built-in", BUILT_IN, BUILT_IN_CONFIG, table)
         if service_id != "default":
             raise ServiceNotFound(f"Service not found: {str(service_id)[:200]}")
         if level_in(call.principal, call.workspace) is Level.NONE and call.workspace.name != PUBLIC_WORKSPACE:
@@ -123,23 +118,7 @@ class WorkspaceService:
             "public_base_url": self._broker.public_base_url(call.sender),
             "local_base_url": call.sender.base_url,
         }
-        return self._object(call, "default", "generic", DEFAULT, config)
-
-    def _object(self, call: ServerCall, name: str, kind: str, prefix: str, config: dict[str, Any]) -> dict[str, Any]:
-        service: dict[str, Any] = {
-            "id": name,
-            "name": "Default workspace management service" if name == "default" else name,
-            "type": kind,
-            "config": {"require_context": True, **config},
-        }
-        for path in self._broker.server.functions:
-            if path.startswith(prefix):
-                *groups, last = path[len(prefix) :].split(".")
-                place = service
-                for group in groups:
-                    place = place.setdefault(group, {})
-                place[last] = values.method(str(call.to), path)
-        return service
+        return self._object(call, "default", DEFAULT, config, self._broker.server.functions)
 
     async def built_in_with_api_version(self, call: ServerCall, service_id: str) -> dict[str, Any]:
         """A legacy client's built-in service with the key that modern clients read (``protocol.md`` 2.7)."""
@@ -162,15 +141,6 @@ class WorkspaceService:
 
     # --- small ones -------------------------------------------------------------------------------------------
 
-    async def echo(self, call: ServerCall, data: Any) -> Any:
-        """Give *data* back."""
-        return data
-
-    async def log(self, call: ServerCall, message: Any) -> None:
-        """A line for the server's log."""
-        text = message[:1000] if isinstance(message, str) else reprlib.repr(message)
-        logger.info("%s says %r", call.sender.name, text)
-
     async def get_connection_info(self, call: ServerCall) -> dict[str, Any]:
         """Who and where the caller is, with the token to come back as the same client (``protocol.md`` 1.6)."""
         life = self._broker.config.limits.reconnection_token_seconds
@@ -192,18 +162,6 @@ class WorkspaceService:
         """The absolute ids of the caller's clients in all workspaces."""
         return [member.name for member in self._registry.sessions_of(call.principal.id)]
 
-    async def get_summary(self, call: ServerCall) -> dict[str, Any]:
-        """What is in the workspace."""
-        services = list(call.workspace.services())
-        return {
-            "name": call.workspace.name,
-            "description": call.workspace.description,
-            "client_count": len(call.workspace.members),
-            "clients": list(call.workspace.members),
-            "service_count": len(services),
-            "services": [summary(service) for service in self._registry.in_one_list(services)],
-        }
-
     # --- registration (protocol.md 5.4) -----------------------------------------------------------------------
 
     async def update_client_info(self, call: ServerCall, info: dict[str, Any]) -> None:
@@ -211,7 +169,7 @@ class WorkspaceService:
 
         A new one called ``default`` is what ``export`` makes; its function ``setup`` is called (``protocol.md`` 5.4).
         """
-        session = _own_workspace(call)
+        session = own_workspace(call)
         if not isinstance(info, dict) or info.get("id") != session.address.client:
             raise InvalidArgument("update_client_info takes a map whose 'id' is the client's own")
         entries = info.get("services") or []
@@ -220,8 +178,8 @@ class WorkspaceService:
         parsed = [parse_registration(entry, session.address.client) for entry in entries]
         exported = any(entry.id == "default" for entry in parsed) and "default" not in session.services
         self._registry.announce(session, parsed)
-        if exported and values.is_method((await self._fetch(session, "default")).get("setup")):
-            await self._broker.server.call(session, DEFAULT + "setup", [])
+        if exported:
+            await self._set_up(session)
 
     async def register_service(
         self, call: ServerCall, service: dict[str, Any], overwrite: bool = False, notify: bool = True
@@ -231,7 +189,7 @@ class WorkspaceService:
         The functions in *service* live in the session of this very call, so the client must take them over before
         it is answered (``protocol.md`` 5.4, trap 2). Its own answer names the registration.
         """
-        session = _own_workspace(call)
+        session = own_workspace(call)
         if not isinstance(service, dict):
             raise InvalidArgument("register_service takes a map with an 'id' and functions")
         prepared = _prepare(service, call.workspace.name)
@@ -259,21 +217,12 @@ class WorkspaceService:
         found["config"]["workspace"] = service.workspace
         return found
 
-    async def _fetch(self, provider: PeerSession, service_id: str) -> dict[str, Any]:
-        value = await self._broker.server.call(provider, BUILT_IN + "get_service", [service_id])
-        if not isinstance(value, dict):
-            raise ServiceNotFound(f"Service not found: {service_id}, {provider.name} answered without one")
-        service: dict[str, Any] = values.absolute_targets(value, provider.address.workspace)
-        if not isinstance(service.get("config"), dict):
-            service["config"] = {}
-        return service
-
     def _resolve(self, call: ServerCall, wanted: ServiceQuery, text: str) -> Service:
         registry, home = self._registry, call.workspace.name
         if wanted.workspace is None and wanted.client is None:
-            found = registry.resolve_name(wanted.service, call.principal, home)
-            if found is not None:
-                return found
+            providers = registry.providers(wanted.service, call.principal, home)
+            if providers:
+                return providers[0]
             hint = not_found_hint(registry.near_names(wanted.service, call.principal, home))
             raise ServiceNotFound(f"Service not found: {wanted.service} in workspace *{hint}")
         place = wanted.workspace or home
@@ -288,19 +237,12 @@ class WorkspaceService:
             raise ClientNotFound(f"Client not found: {wanted.client}")
         raise ServiceNotFound(f"Service not found: {wanted.service} in workspace {place}")
 
-    def _matching(self, workspace: str, wanted: ServiceQuery) -> list[Service]:
-        return [
-            service
-            for service in self._registry.named(wanted.service)
-            if service.workspace == workspace and wanted.client in {None, service.client}
-        ]
-
     async def list_services(self, call: ServerCall, query: Any = None) -> list[dict[str, Any]]:
         """Services as ``protocol.md`` 5.6 says: of the workspace, of all for ``"public"``, or those that match."""
         if isinstance(query, str):
             query = None if query == "public" else {"workspace": query}
             services = self._registry.public_services() if query is None else self._services_in(call, query)
-            return await self._list(call, services)
+            return [summary(service) for service in await self._listed(call, services)]
         if query is not None and not isinstance(query, dict):
             raise InvalidArgument("list_services takes a workspace name, 'public' or a map of what to match")
         filters = dict(query or {})
@@ -311,7 +253,7 @@ class WorkspaceService:
             entry = summary(service)
             return all(entry.get(key) == value for key, value in filters.items())
 
-        return await self._list(call, services, matches)
+        return [summary(service) for service in await self._listed(call, services, matches)]
 
     def _services_in(self, call: ServerCall, filters: dict[str, Any]) -> Iterable[Service]:
         name = filters.get("workspace") or call.workspace.name
@@ -321,96 +263,14 @@ class WorkspaceService:
         workspace = self._named(name)
         return workspace.services() if workspace is not None else ()
 
-    def _named(self, name: object) -> Workspace | None:
-        """The workspace of that name; None, too, for what is no name."""
-        return self._registry.workspaces.get(name) if isinstance(name, str) else None
-
-    async def _list(
-        self, call: ServerCall, services: Iterable[Service], matches: Callable[[Service], bool] = lambda service: True
-    ) -> list[dict[str, Any]]:
-        found = await self._registry.listable_by(call.principal, call.workspace.name, services, matches)
-        return [summary(service) for service in self._registry.in_one_list(found)]
-
     # --- workspaces and tokens --------------------------------------------------------------------------------
 
     async def generate_token(self, call: ServerCall, config: dict[str, Any] | None = None) -> str:
         """A token for the workspaces in ``config["scopes"]``, never wider or longer than the caller's own rights."""
-        config = config or {}
-        if not isinstance(config, dict):
-            raise InvalidArgument("generate_token takes a map")
+        config = as_map(config, "generate_token takes a map")
         grants = self._grants(call, config)
-        principal = Principal(
-            id=new_user_id(),
-            is_anonymous=call.principal.is_anonymous,
-            email=_own_email(call.principal, config.get("email")),
-            parent=call.principal.parent or call.principal.id,
-            grants=grants,
-            home=next((name for name in grants if name == config.get("workspace")), None),
-        )
-        if len(encode_value(principal.to_wire(None))) > _MAX_USER:
-            raise LimitExceeded("a token for so many workspaces would make every message too long; ask for fewer")
-        life = self._broker.token_life(call.principal, config.get("expires_in"))
-        return legacy_form(principal.id, self._broker.tokens.issue(principal, expires_in=life))
-
-    def _grants(self, call: ServerCall, config: dict[str, Any]) -> dict[str, Level]:
-        scopes = config.get("scopes") or [config.get("workspace") or call.workspace.name]
-        if not isinstance(scopes, list) or not all(isinstance(name, str) for name in scopes):
-            raise InvalidArgument("Scopes must be empty or contains a list of workspace names.")
-        asked = config.get("permission")
-        wanted = Level.parse(asked) if isinstance(asked, str) else None
-        if asked is not None and wanted is None:
-            raise InvalidArgument("permission must be read, read_write or admin")
-        return {name: self._grant(call.principal, name, wanted) for name in scopes}
-
-    def _grant(self, principal: Principal, name: str, wanted: Level | None) -> Level:
-        workspace = self._registry.workspaces.get(name)
-        own = level_in(principal, workspace) if workspace is not None else Level.NONE
-        level = min(own, Level.READ_WRITE) if wanted is None else wanted
-        if own is Level.NONE or level > own:
-            raise PermissionDenied(f"User has no permission to workspace: {name}")
-        return level
-
-    async def create_workspace(
-        self, call: ServerCall, config: dict[str, Any], overwrite: bool = False
-    ) -> dict[str, Any]:
-        """Create a workspace that the caller owns; a persistent one only for users with an account."""
-        if not isinstance(config, dict):
-            raise InvalidArgument("create_workspace takes a map with a 'name'")
-        name = config.get("name") or config.get("id")
-        if config.get("persistent") and call.principal.is_anonymous:
-            raise PermissionDenied("Only registered user can create persistent workspace.")
-        settings = _workspace_settings({key: value for key, value in config.items() if key not in {"name", "id"}})
-        existing = self._named(name)
-        if existing is None:
-            self._require_room(call.principal)
-            if isinstance(name, str) and is_user_id(name) and name != call.principal.id:
-                raise PermissionDenied("a name of this form is some user's own workspace; choose another")
-            existing = self._registry.create_workspace(name, persistent=bool(config.get("persistent")))
-            existing.creator = call.principal.email or call.principal.id
-            existing.idle_since = self._broker.now()
-        elif not overwrite or level_in(call.principal, existing) is not Level.ADMIN:
-            raise Conflict(f"Workspace {name} already exists.")
-        _apply(existing, settings)
-        caller = call.principal.email or call.principal.id
-        if caller not in existing.owners:
-            existing.owners.append(caller)
-        return existing.describe()
-
-    def _require_room(self, principal: Principal) -> None:
-        limit = self._registry.limits.workspaces_per_principal
-        creator = principal.email or principal.id
-        created = sum(1 for workspace in self._registry.workspaces.values() if workspace.creator == creator)
-        if created >= limit:
-            raise LimitExceeded(f"workspaces_per_principal = {limit} workspaces are yours already")
-
-    async def get_workspace_info(self, call: ServerCall, workspace: str | None = None) -> dict[str, Any]:
-        """The WorkspaceInfo of the workspace, or of another that the caller may see."""
-        if workspace is None or workspace == call.workspace.name:
-            return call.workspace.describe()
-        other = self._named(workspace)
-        if other is None or level_in(call.principal, other) is Level.NONE:
-            raise PermissionDenied(f"Permission denied for workspace {workspace}.")
-        return other.describe()
+        home = next((name for name in grants if name == config.get("workspace")), None)
+        return legacy_form(*self._issue(call, config, grants, home))
 
     async def set_workspace_info(self, call: ServerCall, config: dict[str, Any]) -> None:
         """Change the WorkspaceInfo of the workspace."""
@@ -420,7 +280,7 @@ class WorkspaceService:
             raise PermissionDenied("Changing workspace name is not allowed.")
         if config.get("persistent") and call.principal.is_anonymous:
             raise PermissionDenied("Only registered user can have a persistent workspace.")
-        _apply(call.workspace, _workspace_settings({key: value for key, value in config.items() if key != "name"}))
+        apply(call.workspace, workspace_settings({key: value for key, value in config.items() if key != "name"}))
         self._broker.expel_denied(call.workspace)
 
 
@@ -430,12 +290,6 @@ class WorkspaceService:
 def _names(run: Run) -> tuple[str, ...]:
     name = run.__name__
     return (name,) if camel(name) == name else (name, camel(name))
-
-
-def _own_workspace(call: ServerCall) -> PeerSession:
-    if call.workspace.name != call.sender.address.workspace:
-        raise PermissionDenied("services are registered in the workspace that the client is connected to")
-    return call.sender
 
 
 def _prepare(service: dict[str, Any], workspace: str) -> dict[str, Any]:
@@ -489,70 +343,3 @@ def _readings(wanted: ServiceQuery, text: str) -> tuple[ServiceQuery, ...]:
     if "/" in text and ":" not in text and wanted.client is not None:
         return wanted, ServiceQuery(wanted.workspace, None, wanted.client)
     return (wanted,)
-
-
-def summary(service: Service) -> dict[str, Any]:
-    """A service in a list (``protocol.md`` 5.6)."""
-    summary: dict[str, Any] = {
-        "id": service.full_id,
-        "name": service.name,
-        "type": service.type,
-        "config": {
-            "require_context": False,
-            "flags": [],
-            **service.config,
-            "visibility": service.visibility,
-            "workspace": service.workspace,
-        },
-    }
-    if service.description is not None:
-        summary["description"] = service.description
-    return summary
-
-
-_LISTS = ("owners", "allow_list", "deny_list")
-_MAX_LIST = 1000
-_MAX_USER = 4096  # bytes of the user map, which is a part of every message (``protocol.md`` 2.6)
-_WORKSPACE_KEYS = frozenset({*_LISTS, "persistent", "visibility", "description"})
-#: Keys of WorkspaceInfo that users of the original pass and that mean nothing here.
-_IGNORED_KEYS = frozenset(
-    {"read_only", "icon", "covers", "docs", "applications", "interfaces", "config", "environments"}
-)
-
-
-def _workspace_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Check settings of a workspace. Raises :class:`InvalidKey` or :class:`InvalidArgument`."""
-    settings = {key: value for key, value in config.items() if key not in _IGNORED_KEYS and value is not None}
-    for key, value in settings.items():
-        if key not in _WORKSPACE_KEYS:
-            raise InvalidKey(f"Invalid key: {str(key)[:100]}")
-        if key in _LISTS:
-            _check_list(key, value)
-    if settings.get("visibility", "protected") not in ("public", "protected"):
-        raise InvalidArgument("visibility of a workspace must be public or protected")
-    if not isinstance(settings.get("description", ""), str):
-        raise InvalidArgument("description must be text")
-    return settings
-
-
-def _check_list(key: str, value: Any) -> None:
-    # Every decision about the workspace looks into its lists.
-    if not isinstance(value, list) or not all(isinstance(item, str) and len(item) <= 256 for item in value):
-        raise InvalidArgument(f"{key} must be a list of texts")
-    if len(value) > _MAX_LIST:
-        raise LimitExceeded(f"{key} takes at most {_MAX_LIST} entries")
-
-
-def _apply(workspace: Workspace, settings: dict[str, Any]) -> None:
-    for key in _LISTS:
-        if key in settings:
-            setattr(workspace, key, list(settings[key]))
-    workspace.persistent = bool(settings.get("persistent", workspace.persistent))
-    workspace.visibility = settings.get("visibility", workspace.visibility)
-    workspace.description = settings.get("description", workspace.description)
-
-
-def _own_email(principal: Principal, asked: Any) -> str | None:
-    if asked is None or asked == principal.email:
-        return principal.email
-    raise PermissionDenied("a token cannot carry another e-mail address than its issuer's")

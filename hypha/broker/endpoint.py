@@ -63,11 +63,32 @@ class Function:
     run: Callable[..., Awaitable[Any]]
     needs: Action | None
     signature: inspect.Signature
+    described: bool = False
 
     @classmethod
-    def of(cls, run: Callable[..., Awaitable[Any]], needs: Action | None = None) -> Function:
-        """Wrap a coroutine function whose first parameter is the :class:`ServerCall`."""
-        return cls(run, needs, inspect.signature(run))
+    def of(
+        cls, run: Callable[..., Awaitable[Any]], needs: Action | None = None, *, described: bool = False
+    ) -> Function:
+        """Wrap a coroutine function whose first parameter is the :class:`ServerCall`.
+
+        *described*: its callers are told what it does and takes.
+        """
+        return cls(run, needs, inspect.signature(run), described)
+
+    def annotations(self, name: str) -> dict[str, Any]:
+        """What callers are told of the function beside its address (``protocol.md`` 3.2)."""
+        if not self.described:
+            return {}
+        text = inspect.cleandoc(self.run.__doc__ or name)
+        _, *parameters = self.signature.parameters.values()
+        named = [item for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD]
+        schema = {
+            "type": "object",
+            "properties": {item.name: _json_schema(item) for item in named},
+            "required": [item.name for item in named if item.default is item.empty],
+        }
+        first_line = text.partition("\n")[0]
+        return {"_rdoc": text, "_rschema": {"name": name, "description": first_line, "parameters": schema}}
 
 
 @dataclass(slots=True, eq=False)
@@ -84,14 +105,17 @@ class _Running:
 class ServerSession(Session):
     """The one server-side peer of a broker.
 
-    *functions* maps the whole path of a method (``services.default.echo``) to what runs it.
+    Its functions are found by the whole path of a method (``services.default.echo``).
     """
 
     def __init__(
         self, server_id: str, registry: Registry, limits: Limits, dirty: DirtyOutboxes, reader: FrameReader
     ) -> None:
         super().__init__(Address("*", server_id), ROOT, MODERN, 0, limits)
+        #: What is called at ``<workspace>/workspace-manager``, and in the place of a peer.
         self.functions: dict[str, Function] = {}
+        #: What is called at ``*/<server id>``, where modern clients ask.
+        self.modern_functions: dict[str, Function] = {}
         self.reader = reader
         self._registry = registry
         self._dirty = dirty
@@ -166,7 +190,7 @@ class ServerSession(Session):
         workspace = self._registry.workspaces.get(home)
         if workspace is None or not _is_visible(workspace, sender):
             raise PermissionDenied(f"Permission denied for workspace {home}.")
-        function = self.functions.get(path)
+        function = (self.modern_functions if to.client == self.address.client else self.functions).get(path)
         if function is None:
             raise NotFound(f"Method not found: {to}:{path[:200]}")
         if function.needs is not None and not may(sender.principal, function.needs, workspace).allowed:
@@ -315,6 +339,26 @@ class ServerSession(Session):
                 raise PeerGone(gone_text(target.address))
             await target.outbox.wait_room(len(header) + len(body))
         target.outbox.flush()
+
+
+_JSON_TYPES = {
+    "str": "string",
+    "bool": "boolean",
+    "int": "integer",
+    "float": "number",
+    "list": "array",
+    "dict": "object",
+}
+
+
+def _json_schema(parameter: inspect.Parameter) -> dict[str, Any]:
+    """A parameter as JSON schema, by its annotation, which is text; one of several types is of any."""
+    kinds = [part.partition("[")[0].strip() for part in str(parameter.annotation).split("|")]
+    known = [_JSON_TYPES[kind] for kind in kinds if kind in _JSON_TYPES]
+    schema: dict[str, Any] = {"type": known[0]} if len(known) == 1 else {}
+    if parameter.default is not parameter.empty:
+        schema["default"] = parameter.default
+    return schema
 
 
 def _is_visible(workspace: Workspace, sender: PeerSession) -> bool:

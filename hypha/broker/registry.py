@@ -7,11 +7,14 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
 
 from hypha.broker.access import Action, Principal, may
+from hypha.broker.events import publish
+from hypha.broker.info import service_info
 from hypha.broker.session import Offer, PeerSession, Service, gone_text
 from hypha.config import RESERVED_NAMES, Limits
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, PeerGone
@@ -77,6 +80,14 @@ class Registration:
     description: str | None
     since: int | None = None
     size: int = 0
+    docs: Any = None
+    app_id: str = "*"
+    schema: dict[str, Any] | None = None
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it is not for others to find (``protocol.md`` 3.3 and 5.6): built-in, or of one callback."""
+        return self.id.startswith(_HIDDEN) or self.config.get("_local_only") is True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +100,7 @@ class Parked:
     registrations: tuple[Registration, ...]
     since: float
     until: float
+    subscriptions: frozenset[str] = frozenset()
 
 
 class Suspended:
@@ -203,16 +215,16 @@ class Registry:
 
     # --- services ---------------------------------------------------------------------------------------------
 
-    def announce(self, session: PeerSession, registrations: Iterable[Registration]) -> None:
+    def announce(self, session: PeerSession, registrations: Iterable[Registration], *, quietly: bool = False) -> None:
         """Replace the services of *session* by *registrations* in one step; kept ones keep their age.
 
-        Built-in and hidden services are not for others to find (``protocol.md`` 3.3 and 5.6) and are left out.
-        Raises :class:`PeerGone` for a session that is over: nobody would take its services out again, and
+        Hidden ones are left out. Those who subscribed to it hear of what has changed, unless *quietly*. Raises
+        :class:`PeerGone` for a session that is over: nobody would take its services out again, and
         :class:`LimitExceeded` for more than is kept for it and sent in lists.
         """
         if not session.open:
             raise PeerGone(gone_text(session.address))
-        entries = {entry.id: entry for entry in registrations if not entry.id.startswith(_HIDDEN)}
+        entries = {entry.id: entry for entry in registrations if not entry.is_hidden}
         _require_within(self.limits, entries.values())
         before = session.services
         for service in before.values():
@@ -221,6 +233,57 @@ class Registry:
         session.offer = _most_open(session.address.workspace, session.services.values())
         for service in session.services.values():
             self._by_service_id.setdefault(service.id, {})[service] = None
+        if not quietly:
+            self._tell_changes(session, before)
+
+    def register(self, session: PeerSession, entry: Registration) -> Service:
+        """Add one service, or replace the one of its id, which passes its age on. Raises as :meth:`announce` does.
+
+        Raises :class:`Conflict` for a singleton that another client offers.
+        """
+        if not session.open:
+            raise PeerGone(gone_text(session.address))
+        before = session.services.get(entry.id)
+        others = [other for other in registrations(session) if other.id != entry.id]
+        _require_within(self.limits, [*others, entry])
+        if before is None:
+            self._require_singleton(session, entry)
+        else:
+            self._unlist(before)
+        service = session.services[entry.id] = self._service(session, entry, before)
+        session.offer = _most_open(session.address.workspace, session.services.values())
+        self._by_service_id.setdefault(service.id, {})[service] = None
+        kind = "service_added" if before is None else "service_updated"
+        publish(self.workspaces[service.workspace], kind, partial(service_info, service))
+        return service
+
+    def unregister(self, session: PeerSession, service_id: str) -> bool:
+        """Take one service out. False when there is none of that id."""
+        service = session.services.pop(service_id, None)
+        if service is None:
+            return False
+        self._unlist(service)
+        session.offer = _most_open(session.address.workspace, session.services.values())
+        publish(self.workspaces[service.workspace], "service_removed", partial(service_info, service))
+        return True
+
+    def _require_singleton(self, session: PeerSession, entry: Registration) -> None:
+        for other in self.named(entry.id):
+            same_place = other.workspace == session.address.workspace and other.session is not session
+            if same_place and (entry.config.get("singleton") is True or other.config.get("singleton") is True):
+                raise Conflict(f"A singleton service with the same name ({entry.id}) is offered by {other.client}")
+
+    def _tell_changes(self, session: PeerSession, before: dict[str, Service]) -> None:
+        workspace = self.workspaces[session.address.workspace]
+        for name, service in before.items():
+            if name not in session.services:
+                publish(workspace, "service_removed", partial(service_info, service))
+        for name, service in session.services.items():
+            old = before.get(name)
+            if old is None:
+                publish(workspace, "service_added", partial(service_info, service))
+            elif service_info(old) != service_info(service):
+                publish(workspace, "service_updated", partial(service_info, service))
 
     def _service(self, session: PeerSession, entry: Registration, before: Service | None) -> Service:
         visibility, authorized = entry.config.get("visibility"), entry.config.get("authorized_workspaces")
@@ -238,6 +301,9 @@ class Registry:
             since=next(self._order) if since is None else since,
             size=entry.size,
             session=session,
+            docs=entry.docs,
+            app_id=entry.app_id,
+            schema=entry.schema,
         )
 
     def _unlist(self, service: Service) -> None:
@@ -294,18 +360,20 @@ class Registry:
         ]
         return sorted(found, key=lambda service: service.since)
 
-    def resolve_name(self, service_id: str, principal: Principal, workspace: str) -> Service | None:
-        """A service by its bare name (A28): own workspace, then ``public``, then everybody's, the oldest first.
+    def providers(self, service_id: str, principal: Principal, workspace: str) -> list[Service]:
+        """Whom a bare name means, the oldest first (A28): own workspace, then ``public``, then everybody's.
 
-        The oldest continuous owner of a name keeps it: a later stranger with the same id never shadows it.
+        All are of one workspace. The oldest continuous owner of a name keeps it: a later stranger with the same id
+        never shadows it, not even for a caller that lets one of several be chosen.
         """
         found = self.callable_by(principal, workspace, self.named(service_id))
         for home in (workspace, PUBLIC_WORKSPACE):
-            for service in found:
-                if service.workspace == home:
-                    return service
+            same_place = [service for service in found if service.workspace == home]
+            if same_place:
+                return same_place
         # Unlisted services are for those who know where they are.
-        return next((service for service in found if service.visibility == "public"), None)
+        public = [service for service in found if service.visibility == "public"]
+        return [service for service in public if service.workspace == public[0].workspace]
 
     def public_services(self) -> Iterator[Service]:
         """Every public service of every workspace."""
@@ -363,15 +431,27 @@ def parse_registration(entry: object, client: str) -> Registration:
         raise InvalidArgument(f"the config of service {full_id[:200]!r} must be a map")
     checked, name = check_name("service id", service_id), _text(entry, "name") or service_id
     kind, description = _text(entry, "type") or "generic", _text(entry, "description")
+    docs, app_id = entry.get("docs"), _text(entry, "app_id") or "*"
+    schema = _schema(entry.get("service_schema"), service_id)
     size = len(encode_value([name, kind, config, description]))
-    return Registration(checked, name, kind, config, description, size=size)
+    size += sum(len(encode_value(item)) for item in (docs, schema) if item is not None)
+    return Registration(checked, name, kind, config, description, size=size, docs=docs, app_id=app_id, schema=schema)
 
 
 def registrations(session: PeerSession) -> tuple[Registration, ...]:
     """The services of *session* as data, with their age: whoever comes back as the same client keeps it."""
     return tuple(
         Registration(
-            service.id, service.name, service.type, service.config, service.description, service.since, service.size
+            service.id,
+            service.name,
+            service.type,
+            service.config,
+            service.description,
+            service.since,
+            service.size,
+            service.docs,
+            service.app_id,
+            service.schema,
         )
         for service in session.services.values()
     )
@@ -380,6 +460,14 @@ def registrations(session: PeerSession) -> tuple[Registration, ...]:
 def _most_open(workspace: str, services: Collection[Service]) -> Offer:
     visibility = "unlisted" if any(service.visibility != "protected" for service in services) else "protected"
     return Offer(workspace, visibility, frozenset().union(*(service.authorized_workspaces for service in services)))
+
+
+def _schema(value: object, service_id: str) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InvalidArgument(f"the schema of service {service_id[:200]!r} must be a map of function names")
+    return value
 
 
 def _texts(value: object) -> list[str]:

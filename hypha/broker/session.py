@@ -46,6 +46,12 @@ class Service:
     since: int
     size: int
     session: PeerSession
+    docs: Any = None
+    app_id: str = "*"
+    #: Function name -> what its client says of it, with the parameters as JSON schema (``protocol.md`` 5.3).
+    schema: dict[str, Any] | None = None
+    #: How often this provider was chosen, compared with the others of the same id (:mod:`hypha.broker.selection`).
+    turn: int = 0
     #: Paths of functions that the service has been seen to have, when somebody asked over HTTP.
     functions: set[tuple[str, ...]] = field(default_factory=set)
 

@@ -75,6 +75,7 @@ class Tokens:
             "email": principal.email,
             "parent": principal.parent,
             "until": principal.expires_at,
+            "client": principal.client,  # no word of the scope: it may hold spaces
             **(extra or {}),
         }
         return jwt.encode(claims, self._key, algorithm="HS256")
@@ -120,6 +121,7 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
         parent=claims.get("parent"),
         grants=grants,
         home=home,
+        client=claims.get("client"),
         expires_at=until,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
@@ -18,16 +19,36 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _MAX_INT = 2**63 - 1
 _MAX_DIGITS = len(str(-_MAX_INT))
 #: Query parameters that speak to the server and are not passed on.
-_OPTIONS = frozenset({"_args", "_timeout"})
+_OPTIONS = frozenset({"_args", "_timeout", "_mode"})
+
+#: What hypha-rpc for Python says of each parameter whose type it does not know, one without a type hint among them.
+_UNKNOWN = {"type": "string", "description": ""}
+#: Types as JSON schema names them, and as hypha-rpc does that finds no pydantic.
+_STRING, _BOOLEAN, _ARRAY = ("string", "str"), ("boolean", "bool"), ("array", "list")
+
+
+class Texts(list[str]):
+    """What a query parameter or a field of a form holds, as often as it is there."""
 
 
 @dataclass(slots=True)
 class Arguments:
-    """What a function is called with. *patience*: seconds of silence after which the caller gives up."""
+    """What a function is called with.
+
+    *patience*: seconds of silence after which the caller gives up. *mode*: which of several providers is called.
+    """
 
     args: list[Any] = field(default_factory=list)
     kwargs: dict[str, Any] = field(default_factory=dict)
     patience: float | None = None
+    mode: str | None = None
+
+    def named(self, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments. *schema* says of which types they are: parameter name -> JSON schema."""
+        return {
+            name: _read(value, schema.get(name)) if isinstance(value, Texts) else value
+            for name, value in self.kwargs.items()
+        }
 
 
 async def read_arguments(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limits) -> Arguments:
@@ -37,23 +58,28 @@ async def read_arguments(scope: HTTPScope, receive: ASGIReceiveCallable, limits:
     except ValueError as exc:
         raise InvalidArgument(f"the query cannot be read: {exc}") from exc
     options = {name: texts[-1] for name, texts in query.items() if name in _OPTIONS}
-    found = Arguments(patience=_patience(options.get("_timeout")))
-    found.kwargs = {name: _parameter(texts) for name, texts in query.items() if name not in _OPTIONS}
+    found = Arguments(patience=_patience(options.get("_timeout")), mode=options.get("_mode"))
+    found.kwargs = {name: Texts(texts) for name, texts in query.items() if name not in _OPTIONS}
     if "_args" in options:
         found.args, more = _as_arguments(parse_json(options["_args"].encode(), "_args"))
         found.kwargs.update(more)
     if scope["method"] == "POST":
         body = await read_body(scope, receive, limits)
-        args, kwargs = await body_arguments(scope, body, limits, _parameter)
+        args, kwargs = await body_arguments(scope, body, limits, Texts)
         found.args += args
         found.kwargs.update(kwargs)
     return found
 
 
-def _parameter(texts: list[str]) -> Any:
-    """A query parameter: numbers become numbers, several of one name become a list (A20)."""
+def _read(texts: Texts, declared: object) -> Any:
+    """A parameter of the type that is *declared*; without one numbers become numbers, and several a list (A20)."""
+    kind = declared.get("type") if isinstance(declared, dict) and declared != _UNKNOWN else None
+    if kind in _STRING:
+        return texts[0] if len(texts) == 1 else list(texts)
+    if kind in _BOOLEAN and texts[-1] in {"true", "false"}:
+        return texts[-1] == "true"
     found = [_coerce(text) for text in texts]
-    return found[0] if len(found) == 1 else found
+    return found[0] if len(found) == 1 and kind not in _ARRAY else found
 
 
 def _coerce(text: str) -> str | int | float:

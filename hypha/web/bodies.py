@@ -37,7 +37,7 @@ async def body_arguments(
 ) -> Arguments:
     """The arguments in a request body, by position and by name. An empty body has none.
 
-    *parameter* reads the texts of one form field, as it reads those of a query parameter. Raises
+    *parameter* takes the texts of one form field, as it takes those of a query parameter. Raises
     :class:`UnsupportedContent` for a format that is not understood, :class:`InvalidArgument` for a body that is not
     what it says, :class:`TooLarge` when it inflates beyond ``http_body_bytes`` or is larger than its format may be.
     Gives way to others while it inflates or reads a form. Cancel it freely.

@@ -112,6 +112,10 @@ class Codec:
             self._over = True
             yield violation.closed
 
+    def raise_limit(self, limit: int) -> None:
+        """Take messages of up to *limit* bytes from now on."""
+        self._limit = limit
+
     # --- frames in ----------------------------------------------------------------------------------------------
 
     def _frames(self, data: bytes) -> Iterator[Incoming]:

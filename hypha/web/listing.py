@@ -13,7 +13,7 @@ from quart_trio import QuartTrio
 
 from hypha.broker.access import Action, Level, Principal, level_in, may
 from hypha.broker.broker import Broker
-from hypha.broker.builtin import summary
+from hypha.broker.info import summary
 from hypha.broker.registry import Workspace
 from hypha.broker.session import Service
 from hypha.errors import NotAcceptable, NotFound

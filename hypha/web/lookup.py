@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from hypha.broker.access import Level, Principal, level_in
 from hypha.broker.broker import Broker
 from hypha.broker.registry import Workspace, not_found_hint
+from hypha.broker.selection import choose
 from hypha.broker.session import Service
 from hypha.errors import NotFound
 from hypha.wire import values
@@ -48,8 +49,8 @@ def parse_path(path: str) -> Target | None:
     return Target(segments[1], segments[3], keys)
 
 
-def resolve(broker: Broker, target: Target, principal: Principal) -> tuple[Service, Caller]:
-    """The oldest service of that name that the principal may call. One answer for all others: 404."""
+def resolve(broker: Broker, target: Target, principal: Principal, mode: str | None = None) -> tuple[Service, Caller]:
+    """A service of that name that the principal may call, by default the oldest. One answer for all others: 404."""
     wanted = parse_service_id(target.service)
     registry = broker.registry
     workspace = registry.workspaces.get(target.workspace)
@@ -63,7 +64,7 @@ def resolve(broker: Broker, target: Target, principal: Principal) -> tuple[Servi
         ]
         permitted = registry.callable_by(principal, caller.source.workspace, same)
         if permitted:
-            return permitted[0], caller
+            return choose(permitted, mode), caller
         hint = not_found_hint(registry.near_names(wanted.service, principal, workspace.name))
     asked = f"no service {target.service!r} in workspace {target.workspace!r}"
     raise NotFound(f"{asked}, or it is not visible without a token{hint}")
@@ -103,6 +104,12 @@ async def plain_value(
     if len(service.functions) < _REMEMBERED:
         service.functions.add(keys)
     return None
+
+
+def parameters(service: Service, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The parameters of a function as JSON schema, by name, as far as its client has said."""
+    found = _lookup(service.schema, (*keys, "function", "parameters", "properties"))
+    return found if isinstance(found, dict) else {}
 
 
 def _known(interface: dict[Any, Any]) -> str:

@@ -18,7 +18,7 @@ from hypha.broker.session import Service
 from hypha.errors import HyphaError, PermissionDenied, RemoteError, internal_error
 from hypha.web.arguments import Arguments, read_arguments
 from hypha.web.http import JSON, MSGPACK, BodyRoom, bearer_token, header, send_error, send_json, send_response
-from hypha.web.lookup import Caller, Target, plain_value, resolve
+from hypha.web.lookup import Caller, Target, parameters, plain_value, resolve
 from hypha.web.streaming import items, send_stream
 from hypha.wire import values
 from hypha.wire.calls import encode_value
@@ -44,7 +44,7 @@ class Proxy:
                 principal = self._broker.authenticate(bearer_token(scope))
                 arguments = await read_arguments(scope, receive, self._broker.limits)
                 nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
-                service, caller = resolve(self._broker, target, principal)
+                service, caller = resolve(self._broker, target, principal, arguments.mode)
                 value = await self._call(service, target.keys, caller, arguments)
                 encode = encode_value if as_msgpack else self._json
                 if values.is_generator(value):
@@ -68,7 +68,7 @@ class Proxy:
             service.session,
             ".".join(("services", service.id, *keys)),
             arguments.args,
-            arguments.kwargs,
+            arguments.named(parameters(service, keys)),
             source=caller.source,
             stamp=caller.stamp(),
             patience=arguments.patience,

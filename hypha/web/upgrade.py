@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -12,14 +13,15 @@ from urllib.parse import unquote
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
 
-from hypha.broker.broker import Broker, Credentials
+from hypha.broker.broker import Admission, Broker, Credentials
 from hypha.config import Limits
 from hypha.errors import HyphaError
-from hypha.web.codec import Closed, Codec, Message, Reply
+from hypha.web import modern
+from hypha.web.codec import Closed, Codec, Incoming, Message, Reply
 from hypha.web.guard import GuardedServer, TakeOverFailed
 from hypha.web.http import base_url, header
-from hypha.web.ws import GOODBYE_SECONDS, Connections, say_goodbye
-from hypha.wire.dialect import LEGACY, LEGACY_JAVASCRIPT
+from hypha.web.ws import GOODBYE_SECONDS, Connections, refuse, say_goodbye
+from hypha.wire.dialect import LEGACY, LEGACY_JAVASCRIPT, MODERN, MODERN_JAVASCRIPT
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class Upgrade:
             if any(key in query for key in _LEGACY_KEYS):
                 await self._legacy(guard, query, scope, receive, send)
             else:
-                await self._modern(guard, receive, send)
+                await self._modern(guard, scope, receive, send)
         except TakeOverFailed:
             logger.debug("a client left during the handshake")
 
@@ -64,7 +66,7 @@ class Upgrade:
             await refuse_upgrade(send, 403, str(exc))
             return
         serve = partial(
-            self._connections.serve,
+            self._serve_legacy,
             admission=admission,
             dialect=LEGACY if is_python(scope) else LEGACY_JAVASCRIPT,
             frame_limit=frame_limit(scope, self._broker.limits),
@@ -72,42 +74,65 @@ class Upgrade:
         )
         await guard.take_over(receive, send, serve)
 
-    async def _modern(self, guard: GuardedServer, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Credentials would come in a first text frame. Refused with the words that these clients show."""
-        await guard.take_over(receive, send, self._shake_hands)
+    async def _serve_legacy(self, stream: trio.abc.Stream, early: bytes, **connection: Any) -> None:
+        codec = Codec(self._broker.limits.frame_bytes)
+        await self._connections.serve(stream, codec, codec.feed(early), **connection)
 
-    async def _shake_hands(self, stream: trio.abc.Stream, early: bytes) -> None:
+    async def _modern(
+        self, guard: GuardedServer, scope: WebsocketScope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Credentials come in a first text message, for which there is little time and little room."""
+        limits = self._broker.limits
+        shake_hands = partial(
+            self._shake_hands,
+            dialect=MODERN if is_python(scope) else MODERN_JAVASCRIPT,
+            frame_limit=limits.modern_python_frame_bytes if is_python(scope) else limits.frame_bytes,
+            base_url=base_url(scope, self._broker.config.base_path),
+        )
+        await guard.take_over(receive, send, shake_hands)
+
+    async def _shake_hands(self, stream: trio.abc.Stream, early: bytes, **connection: Any) -> None:
         limits = self._broker.limits
         codec = Codec(limits.header_bytes)
         ending: Closed | None = Closed(
             1008, f"no authentication came within handshake_seconds = {limits.handshake_seconds:g}", by_peer=False
         )
+        admission: Admission | None = None
         with trio.move_on_after(limits.handshake_seconds):
-            ending = await _refuse(codec, stream, early)
-        if ending is not None:
+            first, more = await _first_message(codec, stream, early)
+            admission, ending = await self._let_in(codec, stream, first)
+        if admission is not None:
+            codec.raise_limit(limits.frame_bytes)
+            await self._connections.serve(stream, codec, more, admission=admission, **connection)
+        elif ending is not None:
             with trio.move_on_after(GOODBYE_SECONDS):
                 await say_goodbye(stream, codec, ending.code, ending.reason)
 
+    async def _let_in(
+        self, codec: Codec, stream: trio.abc.Stream, first: Message | str | Closed
+    ) -> tuple[Admission | None, Closed | None]:
+        """Decide by the first message: an admission, or how the server ends, or neither when the client has left."""
+        if isinstance(first, Closed):
+            await stream.send_all(first.reply)
+            return None, None if first.by_peer else first
+        try:
+            return self._broker.admit(modern.read_credentials(first)), None
+        except HyphaError as exc:
+            logger.info("refused a client: %s", exc)
+            return None, await refuse(codec, stream, exc)
 
-async def _refuse(codec: Codec, stream: trio.abc.Stream, early: bytes) -> Closed | None:
-    """Wait for the first message and refuse it. Returns how the server ends, None when the client has."""
-    first = await _first_message(codec, stream, early)
-    if not isinstance(first, Closed):
-        text = "this version of the server speaks with imjoy-rpc 0.5 clients only, not yet with hypha-rpc"
-        await stream.send_all(codec.text(json.dumps({"type": "error", "message": text})))
-        return Closed(1008, text, by_peer=False)
-    await stream.send_all(first.reply)
-    return None if first.by_peer else first
 
-
-async def _first_message(codec: Codec, stream: trio.abc.Stream, data: bytes) -> Message | str | Closed:
-    """The first message, or the end. Pings before it are answered."""
+async def _first_message(
+    codec: Codec, stream: trio.abc.Stream, data: bytes
+) -> tuple[Message | str | Closed, Iterator[Incoming]]:
+    """The first message, or the end, and what came behind it. Pings before it are answered."""
     while True:
-        for item in codec.feed(data):
+        items = codec.feed(data)
+        for item in items:
             if isinstance(item, Reply):
                 await stream.send_all(item.data)
             elif item is not None:
-                return item
+                return item, items
         data = bytes(await stream.receive_some())
         if not data:
             raise trio.BrokenResourceError("the client left during the handshake")

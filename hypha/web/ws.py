@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,8 @@ from hypha.broker.broker import Admission, Broker
 from hypha.broker.session import PeerSession
 from hypha.config import Limits
 from hypha.errors import HyphaError, ProtocolViolation
-from hypha.web.codec import Closed, Codec, Message, Reply, message_head
+from hypha.web import modern
+from hypha.web.codec import Closed, Codec, Incoming, Message, Reply, message_head
 from hypha.wire.dialect import Dialect
 from hypha.wire.frame import Buffer, Frame
 
@@ -34,6 +35,7 @@ _STAMP_ROOM = 8 * 1024  # bytes of a stamped header, at most (``protocol.md`` 2.
 _PONG_BYTES = 16 * 1024  # bytes that may wait for a peer while each of its pings is answered
 _TURN_CALLS = 8  # of the server's own functions that begin in one turn: together they run before others have theirs
 GOODBYE_SECONDS = 1.0
+_ARRIVAL_SECONDS = 1.0  # in which a client that connects begins to listen
 CLEAN_CODES = frozenset({1000, 1001})
 
 
@@ -42,14 +44,15 @@ class WebsocketTransport:
 
     frame = staticmethod(message_head)
 
-    def __init__(self, stream: trio.abc.Stream, nursery: trio.Nursery, limits: Limits) -> None:
-        self.codec = Codec(limits.frame_bytes)
+    def __init__(self, stream: trio.abc.Stream, codec: Codec, nursery: trio.Nursery, limits: Limits) -> None:
+        self.codec = codec
         self.stream = stream
         self.reading = trio.CancelScope()
         self.ending: tuple[int, str] | None = None
         #: The last frame may have gone out in part: nothing can follow it.
         self.torn = False
         self.heard_at = self.pinged_at = trio.current_time()
+        self._held: trio.Event | None = None
         self._nursery = nursery
         self._read_size = _READ_SIZE
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
@@ -58,10 +61,35 @@ class WebsocketTransport:
             # Unacknowledged data means that the network is gone (decisions.md 9).
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.silence_seconds * 1000))
 
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing is written for the moment."""
+        return self._held is not None
+
+    def hold(self) -> None:
+        """Let what others send wait: a modern client drops it until it listens, which its first message shows."""
+        self._held = trio.Event()
+
+    def release(self) -> None:
+        """The opposite of :meth:`hold`."""
+        if self._held is not None:
+            self._held.set()
+            self._held = None
+
+    async def greet(self, text: str) -> bool:
+        """Send a text before everything that waits. False when the socket is broken."""
+        self.torn = True  # as long as it may be out in part
+        try:
+            await self.stream.send_all(self.codec.text(text))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        self.torn = False
+        return True
+
     def write_now(self, buffers: Sequence[Buffer]) -> int:
         # The descriptor is asked for each time: a number kept after the close could be another connection's.
         descriptor = -1 if self._socket is None else self._socket.fileno()
-        if descriptor < 0:
+        if descriptor < 0 or self._held is not None:
             return 0
         try:
             if len(buffers) == 1:
@@ -71,6 +99,8 @@ class WebsocketTransport:
             return 0  # full, or broken: the writer task finds out which
 
     async def send_all(self, data: Buffer) -> None:
+        if self._held is not None:
+            await self._held.wait()
         await self.stream.send_all(data)
 
     async def receive(self) -> bytes | None:
@@ -110,6 +140,15 @@ class Connection:
     transport: WebsocketTransport
     _pong: bytes = b""
 
+    async def converse(self, early: Iterable[Incoming]) -> int:
+        """Greet a modern client, take what it has said *early*, and read on to the end; returns the close code."""
+        if self.transport.is_held:
+            if not await self.transport.greet(modern.connection_info(self.broker, self.session)):
+                return 1006
+            early = self.until_it_speaks(early)
+        code = await self.take(early)
+        return await self.read_all() if code is None else code
+
     async def read_all(self) -> int:
         """Read and route until the connection ends. Returns the close code, 1006 when there was none."""
         transport = self.transport
@@ -118,15 +157,23 @@ class Connection:
             if data is None:
                 return 1006
             transport.heard_at = trio.current_time()
-            closed = await self.take(data)
+            items = transport.codec.feed(data)
+            closed = await self.take(self.until_it_speaks(items) if transport.is_held else items)
             if closed is not None:
                 return closed
 
-    async def take(self, data: bytes) -> int | None:
+    def until_it_speaks(self, items: Iterable[Incoming]) -> Iterator[Incoming]:
+        """The same items, of which the first binary one shows that the client listens."""
+        for item in items:
+            if isinstance(item, Message):
+                self.transport.release()
+            yield item
+
+    async def take(self, items: Iterable[Incoming]) -> int | None:
         """Route every message of a chunk, giving way after each turn. Returns a close code at the end."""
         limits, session, route = self.broker.limits, self.session, self.broker.router.route
         frames, calls, started = 0, session.server_calls, time.perf_counter()
-        for item in self.transport.codec.feed(data):
+        for item in items:
             if isinstance(item, Message):
                 frame = self._read(item)
                 blocked = None if frame is None else route(session, frame)
@@ -134,6 +181,8 @@ class Connection:
                     await self._wait_and_route(frame, blocked)
             elif isinstance(item, Reply):
                 self._answer(item.data)
+            elif isinstance(item, str) and not session.dialect.legacy_manager:
+                self._text(item)
             elif item is not None:
                 return self._end(item)
             frames += 1
@@ -179,6 +228,11 @@ class Connection:
             self.transport.close(1003, "this client generation sends binary messages only")
         return 1006
 
+    def _text(self, text: str) -> None:
+        reply = modern.answer(self.broker, self.session, text)
+        if reply is not None:
+            self.session.outbox.put_raw(self.transport.codec.text(reply))
+
     def _read(self, data: Buffer) -> Frame | None:
         """The message in *data*; None for what is none, which is counted and dropped."""
         try:
@@ -205,6 +259,8 @@ class Connection:
     def sweep(self, now: float) -> None:
         """Once a second: ping, and end what is silent or stalled (``decisions.md`` 8 and 9)."""
         limits, transport, outbox = self.broker.limits, self.transport, self.session.outbox
+        if transport.is_held and now - transport.pinged_at > _ARRIVAL_SECONDS:
+            transport.release()
         patience = limits.busy_silence_seconds if self.session.inbound else limits.silence_seconds
         if now - transport.heard_at > patience:
             cut(self.broker, self.session, "was silent for too long")
@@ -248,26 +304,32 @@ class Connections:
     async def serve(
         self,
         stream: trio.abc.Stream,
-        early: bytes,
+        codec: Codec,
+        early: Iterable[Incoming],
         admission: Admission,
         dialect: Dialect,
         *,
         frame_limit: int,
         base_url: str,
     ) -> None:
-        """Serve an accepted websocket until it ends. Takes and closes *stream*. Cancel it freely."""
+        """Serve an accepted websocket until it ends. Takes and closes *stream*. Cancel it freely.
+
+        *early*: what *codec* has read already.
+        """
         async with trio.open_nursery() as nursery:
-            transport = WebsocketTransport(stream, nursery, self._broker.limits)
+            transport = WebsocketTransport(stream, codec, nursery, self._broker.limits)
+            if not dialect.legacy_manager:
+                transport.hold()
             try:
                 session = self._broker.attach(admission, dialect, transport, frame_limit=frame_limit, base_url=base_url)
                 await self._run(Connection(self._broker, session, transport), early)
             except HyphaError as exc:
-                transport.close(exc.close_code, str(exc))
+                await _refuse(transport, dialect, exc)
             finally:
                 nursery.cancel_scope.cancel()
                 await _goodbye(transport)
 
-    async def _run(self, connection: Connection, early: bytes) -> None:
+    async def _run(self, connection: Connection, early: Iterable[Incoming]) -> None:
         session, transport = connection.session, connection.transport
         logger.info("%s connected", session.name)
         code: int | None = 1006
@@ -276,9 +338,8 @@ class Connections:
             if self._ending is not None:
                 transport.close(1012, self._ending)
             with transport.reading:
-                code = await connection.take(early) if early else None
-                if code is None:
-                    code = await connection.read_all()
+                code = await connection.converse(early)
+            transport.release()
             if transport.ending is not None:
                 code = transport.ending[0]
             if code != 1006:
@@ -287,12 +348,29 @@ class Connections:
             self._open.discard(connection)
             clean = code in CLEAN_CODES
             self._broker.leave(session, clean=clean)
-            transport.torn = session.outbox.torn
+            transport.torn = transport.torn or session.outbox.torn
             logger.info("%s disconnected (code %s, %d malformed)", session.name, code, session.malformed)
 
     async def _drain(self, session: PeerSession) -> None:
         with trio.move_on_after(GOODBYE_SECONDS):
             await session.outbox.wait_empty()
+
+
+async def refuse(codec: Codec, stream: trio.abc.Stream, error: HyphaError) -> Closed:
+    """Tell a modern client why it may not come in. Returns how to close the connection afterwards."""
+    text = modern.refusal(error)
+    if text is None:
+        return Closed(modern.TRY_AGAIN_LATER, str(error), by_peer=False)
+    await stream.send_all(codec.text(text))
+    return Closed(error.close_code, str(error), by_peer=False)
+
+
+async def _refuse(transport: WebsocketTransport, dialect: Dialect, error: HyphaError) -> None:
+    ending = Closed(error.close_code, str(error), by_peer=False)
+    if not dialect.legacy_manager:
+        with trio.move_on_after(GOODBYE_SECONDS), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            ending = await refuse(transport.codec, transport.stream, error)
+    transport.close(ending.code, ending.reason)
 
 
 async def _goodbye(transport: WebsocketTransport) -> None:

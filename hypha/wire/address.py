@@ -15,7 +15,8 @@ PUBLIC_WORKSPACE = "public"
 
 _RESERVED_CLIENTS = frozenset({LEGACY_SERVER_CLIENT, HTTP_CLIENT, "~"})
 _SEPARATORS = frozenset("/:@*")
-_MAX_NAME = 256  # characters; longer names would not fit the 8 KiB that stamping may add to a frame
+#: Characters; longer names would not fit the 8 KiB that stamping may add to a frame.
+MAX_NAME = 256
 
 
 def check_name(kind: str, name: object) -> str:
@@ -25,8 +26,8 @@ def check_name(kind: str, name: object) -> str:
     """
     if not isinstance(name, str) or not name:
         raise InvalidArgument(f"{kind} must be a non-empty string")
-    if len(name) > _MAX_NAME:
-        raise InvalidArgument(f"{kind} is longer than {_MAX_NAME} characters")
+    if len(name) > MAX_NAME:
+        raise InvalidArgument(f"{kind} is longer than {MAX_NAME} characters")
     bad = sorted({char for char in name if char in _SEPARATORS or not char.isprintable()})
     if bad:
         raise InvalidArgument(f"{kind} {name!r} must not contain {' '.join(map(repr, bad))}")
@@ -62,7 +63,7 @@ def parse_target(text: str, workspace: str) -> Address:
     if not slash:
         owner, client = workspace, owner
     if not owner or not client or "/" in client:
-        raise InvalidArgument(f"target {text[:_MAX_NAME]!r} is not of the form client or workspace/client")
+        raise InvalidArgument(f"target {text[:MAX_NAME]!r} is not of the form client or workspace/client")
     return Address(owner, client)
 
 
@@ -84,14 +85,14 @@ def parse_service_id(text: str) -> ServiceQuery:
     ``workspace/x`` without a colon reads as a *service* here; the legacy reading, a client, is the caller's
     business, because only it knows which clients there are. Raises :class:`InvalidArgument`.
     """
-    if len(text) > 3 * _MAX_NAME:
-        raise InvalidArgument(f"service id {text[:_MAX_NAME]!r}... is too long")
+    if len(text) > 3 * MAX_NAME:
+        raise InvalidArgument(f"service id {text[:MAX_NAME]!r}... is too long")
     if text.count("/") > 1 or text.count(":") > 1:
-        raise InvalidArgument(f"service id {text[:_MAX_NAME]!r} is not of the form [workspace/][client:]service")
+        raise InvalidArgument(f"service id {text[:MAX_NAME]!r} is not of the form [workspace/][client:]service")
     owner, slash, rest = text.rpartition("/")
     client, colon, service = rest.rpartition(":")
     if (slash and not owner) or (colon and not client) or not service:
-        raise InvalidArgument(f"service id {text[:_MAX_NAME]!r} has an empty part")
+        raise InvalidArgument(f"service id {text[:MAX_NAME]!r} has an empty part")
     return ServiceQuery(_any(owner), _any(client), service)
 
 

@@ -39,15 +39,21 @@ LEGACY = Dialect("legacy", legacy_manager=True, reannounces=False)
 #: The same for JavaScript.
 LEGACY_JAVASCRIPT = Dialect("legacy-javascript", legacy_manager=True, reannounces=False, by_position=True)
 
-#: hypha-rpc 0.21, Python and JavaScript. Its Python client reads ``config.api_version`` of a receiver's built-in
-#: service as an attribute, and legacy built-ins have none (``protocol.md`` 2.7, cross-generation defect).
-MODERN = Dialect(
-    "modern",
+_API_VERSION: Redirections = {
+    ("services.built-in.get_service", legacy.name): "built_in_with_api_version"
+    for legacy in (LEGACY, LEGACY_JAVASCRIPT)
+}
+
+#: hypha-rpc 0.21 for Python. It reads ``config.api_version`` of a receiver's built-in service as an attribute, and
+#: legacy built-ins have none (``protocol.md`` 2.7, cross-generation defect).
+MODERN = Dialect("modern", legacy_manager=False, reannounces=True, compact_promise=True, redirections=_API_VERSION)
+
+#: The same for JavaScript. Its message cache loses all arguments of a call with keyword ones.
+MODERN_JAVASCRIPT = Dialect(
+    "modern-javascript",
     legacy_manager=False,
     reannounces=True,
     compact_promise=True,
-    redirections={
-        ("services.built-in.get_service", legacy.name): "built_in_with_api_version"
-        for legacy in (LEGACY, LEGACY_JAVASCRIPT)
-    },
+    by_position=True,
+    redirections=_API_VERSION,
 )

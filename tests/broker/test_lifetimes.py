@@ -103,7 +103,7 @@ async def test_who_may_not_come_in_is_told_why(scene: Scene) -> None:
 async def test_a_client_id_is_given_once(scene: Scene) -> None:
     scene.join("lab/a", principal=USER)
     for principal in (USER, OTHER):
-        with pytest.raises(Conflict, match="client id 'a' is connected already; choose another"):
+        with pytest.raises(Conflict, match="Client already exists and is active: lab/a; choose another id"):
             scene.join("lab/a", principal=principal)
     scene.workspace("other").owners.append("user")
     scene.join("other/a", principal=USER)

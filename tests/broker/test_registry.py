@@ -24,8 +24,9 @@ async def scene() -> Scene:
 
 
 def resolve(scene: Scene, name: str, workspace: str = "asker", principal: Principal = STRANGER) -> str | None:
-    found = scene.broker.registry.resolve_name(name, principal, workspace)
-    return None if found is None else found.full_id
+    found = scene.broker.registry.providers(name, principal, workspace)
+    assert len({service.workspace for service in found}) <= 1
+    return found[0].full_id if found else None
 
 
 # --- workspaces -----------------------------------------------------------------------------------------------

@@ -35,10 +35,10 @@ class StartClient(Protocol):
 
 @pytest.fixture(scope="session")
 def client_python() -> ClientPython:
-    """The interpreter of a published client's environment, by version: one of ``environments.GENERATIONS``."""
+    """The interpreter of a published client's environment, by version: ``environments.GENERATIONS``, ``MODERN``."""
 
     def find(generation: str) -> Path:
-        environment = next(item for item in environments.CLIENTS if item.name == f"imjoy-rpc-{generation}")
+        environment = next(item for item in environments.CLIENTS if item.name.endswith(f"-rpc-{generation}"))
         if not (environment.directory / "complete").is_file():
             pytest.fail(f"{environment.directory} is missing; run 'python3 -m tests' once, which builds it")
         return environment.python
@@ -83,15 +83,19 @@ def start_client(client_command: Callable[..., list[str | Path]], tmp_path: Path
 
 
 class RunJavascript(Protocol):
-    """Runs a script with Bj in Node, to its end; see ``js/run.js`` for what it finds there."""
+    """Runs a script in Node, to its end, by default with Bj; see ``js/run.js`` for what it finds there."""
 
-    async def __call__(self, script: str, url: str, *arguments: str, seconds: float = 30.0) -> Result: ...
+    async def __call__(
+        self, script: str, url: str, *arguments: str, library: str = "imjoy-rpc", seconds: float = 30.0
+    ) -> Result: ...
 
 
 class StartJavascript(Protocol):
-    """Starts a script with Bj in Node; it is killed at the end of the block."""
+    """Starts a script in Node, by default with Bj; it is killed at the end of the block."""
 
-    def __call__(self, script: str, url: str, *arguments: str) -> AbstractAsyncContextManager[Running]: ...
+    def __call__(
+        self, script: str, url: str, *arguments: str, library: str = "imjoy-rpc"
+    ) -> AbstractAsyncContextManager[Running]: ...
 
 
 @pytest.fixture
@@ -101,10 +105,10 @@ def javascript_command(node: str, tmp_path: Path) -> Callable[..., list[str | Pa
         pytest.fail(f"{npm.directory()} is missing; run 'python3 -m tests' once, which installs it")
     numbers = count(1)
 
-    def command(script: str, url: str, *arguments: str) -> list[str | Path]:
+    def command(library: str, script: str, url: str, *arguments: str) -> list[str | Path]:
         path = tmp_path / f"script-{next(numbers)}.js"
         path.write_text(textwrap.dedent(script))
-        return [node, npm.SOURCE / "run.js", path, url, *arguments]
+        return [node, npm.SOURCE / "run.js", library, path, url, *arguments]
 
     return command
 
@@ -115,8 +119,8 @@ def run_javascript(
 ) -> RunJavascript:
     """``await run_javascript(script, url)``; fails with the output when the script does."""
 
-    async def run(script: str, url: str, *arguments: str, seconds: float = 30.0) -> Result:
-        command = javascript_command(script, url, *arguments)
+    async def run(script: str, url: str, *arguments: str, library: str = "imjoy-rpc", seconds: float = 30.0) -> Result:
+        command = javascript_command(library, script, url, *arguments)
         environ = {"NODE_PATH": str(npm.modules())}
         result = await processes.run(nursery, command, cwd=tmp_path, environ=environ, seconds=seconds)
         assert result.returncode == 0, f"{result.stdout}{result.stderr}"
@@ -131,9 +135,11 @@ def start_javascript(
 ) -> StartJavascript:
     """``async with start_javascript(script, url) as worker: await worker.wait_for("ready")``."""
 
-    def start(script: str, url: str, *arguments: str) -> AbstractAsyncContextManager[Running]:
+    def start(
+        script: str, url: str, *arguments: str, library: str = "imjoy-rpc"
+    ) -> AbstractAsyncContextManager[Running]:
         environ = {"NODE_PATH": str(npm.modules())}
-        command = javascript_command(script, url, *arguments)
+        command = javascript_command(library, script, url, *arguments)
         return processes.start(nursery, command, cwd=tmp_path, environ=environ)
 
     return start

@@ -6,44 +6,21 @@ import os
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
 
 from tests.clients import raw
 from tests.clients.conftest import RunClient, StartClient, StartServer
-from tests.clients.raw import MANAGER, NotLetIn, RawPeer, Refused, refused
+from tests.clients.raw import MANAGER, RawPeer, refused
+from tests.clients.returning import BACK, at_work, listed, member, serves_anew, until
 from tests.clients.scripted import SCRIPTS, passes, service_of, worker_of
 from tests.clients.wire import Wire, between
 from tests.house.environments import GENERATIONS
 from tests.house.processes import Server
 
 pytestmark = pytest.mark.parametrize("generation", GENERATIONS)
-
-#: Seconds after which a client that was cut off is at work again (row 13).
-BACK = 5.0
-
-
-async def listed(peer: RawPeer, workspace: str) -> list[str]:
-    """The ids of the services of *workspace* that *peer* sees."""
-    return [entry["id"] for entry in await peer.call(MANAGER, "services.default.list_services", workspace)]
-
-
-async def at_work(peer: RawPeer, client: str) -> bool:
-    """Whether *client*, which is ``provider.py``, takes calls and makes its own."""
-    try:
-        return bool(await peer.call(client, "services.tools.ask_server", True))
-    except Refused:
-        return False
-
-
-async def until(check: Callable[..., Awaitable[bool]], *args: object, seconds: float = BACK) -> None:
-    """Ask again and again until *check* gives true; each time takes a round trip at least."""
-    with trio.fail_after(seconds):
-        while not await check(*args):
-            pass
 
 
 async def test_row_13_a_cut_client_comes_back_with_its_services(
@@ -142,29 +119,6 @@ async def goodbyes(wire: Wire) -> bool:
 
 
 # --- the server is replaced, or its worker dies -----------------------------------------------------------------
-
-
-async def serves_anew(server: Server, before: int) -> bool:
-    """Whether another process than *before* serves."""
-    await trio.lowlevel.checkpoint()
-    return worker_of(server) not in {before, 0}
-
-
-@asynccontextmanager
-async def member(server: Server, workspace: str, token: str) -> AsyncIterator[RawPeer]:
-    """A raw peer in a workspace, which is there as soon as a client of it is back."""
-    await until(lets_in, server, workspace, token)
-    async with raw.connected(server.url, workspace=workspace, token=token) as peer:
-        yield peer
-
-
-async def lets_in(server: Server, workspace: str, token: str) -> bool:
-    """Whether a client may connect to *workspace* with *token*."""
-    try:
-        async with raw.upgraded(server.url, workspace=workspace, token=token):
-            return True
-    except (OSError, trio.BrokenResourceError, NotLetIn):
-        return False
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The two Python generations call each other, inside one workspace and between two."""
+"""The Python generations call each other, inside one workspace and between two (row 31 of the checklist)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pytest
 
 from tests.clients.conftest import RunClient, StartClient
 from tests.clients.scripted import SCRIPTS, passes, service_of
-from tests.house.environments import GENERATIONS
+from tests.house.environments import GENERATIONS, MODERN
 from tests.house.processes import Server
 
-PAIRS = list(permutations(GENERATIONS, 2))
+PAIRS = list(permutations((*GENERATIONS, MODERN), 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["inside", "between"])
 @pytest.mark.parametrize(("caller", "provider"), PAIRS, ids=lambda generation: generation)
-async def test_one_generation_calls_the_other(
+async def test_row_31_one_generation_calls_the_other(
     caller: str, provider: str, where: str, start_client: StartClient, run_client: RunClient, server: Server
 ) -> None:
     """Values, keyword arguments, nested functions, callbacks, errors, and arrays of 12 MB both ways."""

@@ -24,6 +24,7 @@ class Wire:
         self._host, _, server_port = server_url.removeprefix("http://").partition(":")
         self._port = int(server_port)
         self._open: set[trio.CancelScope] = set()
+        self._farewell = b""
         self._news = trio.Event()
 
     async def heard(self, opcode: int) -> None:
@@ -42,20 +43,29 @@ class Wire:
         for scope in self._open:
             scope.cancel()
 
+    def close(self, code: int) -> None:
+        """End every connection as a proxy does that says goodbye to its clients; the server sees a lost network."""
+        self._farewell = bytes((0x88, 2)) + code.to_bytes(2)
+        self.cut()
+
     async def serve(self, client: trio.SocketStream) -> None:
         """Forward one connection until an end closes it, or it is cut."""
         self.connects += 1
         frames = _Frames(self)
-        with trio.CancelScope() as scope:
-            self._open.add(scope)
-            async with (
-                client,
-                await trio.open_tcp_stream(self._host, self._port) as server,
-                trio.open_nursery() as both,
-            ):
-                both.start_soon(_pump, client, server, None)
-                both.start_soon(_pump, server, client, frames)
-        self._open.discard(scope)
+        async with client:
+            with trio.CancelScope() as scope:
+                self._open.add(scope)
+                async with (
+                    await trio.open_tcp_stream(self._host, self._port) as server,
+                    trio.open_nursery() as both,
+                ):
+                    both.start_soon(_pump, client, server, None)
+                    both.start_soon(_pump, server, client, frames)
+            self._open.discard(scope)
+            if scope.cancelled_caught and self._farewell:
+                farewell, self._farewell = self._farewell, b""
+                await client.send_all(farewell)
+                await client.receive_some()  # the client's own close frame; who said goodbye first closes the socket
 
 
 async def _pump(source: trio.SocketStream, sink: trio.SocketStream, frames: _Frames | None) -> None:

@@ -23,8 +23,9 @@ from tests.house.steps import ROOT, Stop, run
 
 #: Where the environments stand. A clone that is given another's takes the main one over, for it holds one tree.
 HOME = Path(os.environ.get("HYPHA_TEST_ENVS") or ROOT / ".tests").absolute()
-#: The names of the client generations of ``protocol.md`` that are published for Python (A and Bp).
+#: The names of the client generations of ``protocol.md`` that are published for Python: A and Bp, and Cp.
 GENERATIONS = ("0.5.6", "0.5.59")
+MODERN = "0.21.47"
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,20 @@ class Environment:
 #: The server's own, with the published client beside it: the two must be installable together.
 MAIN = Environment("main", ("-e", ".[imjoy,test]"), "import hypha, imjoy_rpc.hypha, pytest", editable=True)
 
-CLIENTS = tuple(
+CLIENTS = (
+    *(
+        Environment(
+            f"imjoy-rpc-{version}",
+            (f"imjoy-rpc=={version}", "websockets<14", "numpy"),
+            "import numpy; from imjoy_rpc.hypha import connect_to_server",
+        )
+        for version in GENERATIONS
+    ),
     Environment(
-        f"imjoy-rpc-{version}",
-        (f"imjoy-rpc=={version}", "websockets<14", "numpy"),
-        "import numpy; from imjoy_rpc.hypha import connect_to_server",
-    )
-    for version in GENERATIONS
+        f"hypha-rpc-{MODERN}",
+        (f"hypha-rpc=={MODERN}", "numpy"),
+        "import numpy; from hypha_rpc import connect_to_server",
+    ),
 )
 
 

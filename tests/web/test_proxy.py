@@ -8,6 +8,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -131,7 +132,7 @@ async def a_place(stack: MemoryStack) -> Place:
         ('?a="quoted"', {"a": '"quoted"'}),
         ("?a={%22b%22:1}", {"a": '{"b":1}'}),
         ("?_timeout=5&a=1", {"a": 1}),
-        ("?_mode=x", {"_mode": "x"}),
+        ("?_mode=first&a=1", {"a": 1}),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
@@ -139,6 +140,68 @@ async def test_query_parameters(autojump_clock: MockClock, place: Place, query: 
     answer = await place.call("show", query)
     assert (answer.status, answer.json()) == (200, [[], kwargs])
     assert repr(answer.json()[1]) == repr(kwargs)  # 1 is not 1.0
+
+
+DECLARED: dict[str, Any] = {
+    "text": {"type": "string", "title": "Text"},
+    "word": {"type": "str"},
+    "number": {"type": "integer"},
+    "flag": {"type": "boolean"},
+    "list": {"type": "array", "description": ""},
+    "unknown": {"type": "string", "description": ""},
+    "broken": 5,
+    "odd": {"type": ["string", "null"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("query", "kwargs"),
+    [
+        ("text=007&word=1e3", {"text": "007", "word": "1e3"}),
+        ("text=12&text=13", {"text": ["12", "13"]}),
+        ("number=12", {"number": 12}),
+        ("flag=true", {"flag": True}),
+        ("flag=false", {"flag": False}),
+        ("flag=1", {"flag": 1}),
+        ("list=1", {"list": [1]}),
+        ("list=1&list=x", {"list": [1, "x"]}),
+        ("unknown=12&broken=12&odd=12&other=12", {"unknown": 12, "broken": 12, "odd": 12, "other": 12}),
+    ],
+)
+@pytest.mark.parametrize("function", ["show", "group.inner.show"])
+async def test_a_schema_says_of_which_type_a_parameter_is(
+    autojump_clock: MockClock, place: Place, query: str, kwargs: dict[str, Any], function: str
+) -> None:
+    schema: dict[str, Any] = {"type": "function", "function": {"parameters": {"properties": DECLARED}}}
+    entry = {"id": "svc", "config": {"visibility": "public"}}
+    entry["service_schema"] = {"show": schema, "group": {"inner": {"show": schema}}}
+    await place.provider.manager("update_client_info", {"id": "prov", "services": [entry]})
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    for answer in (
+        await place.call(function, f"?{query}"),
+        await place.call(function, method="POST", headers=form, body=query.encode()),
+    ):
+        assert repr(answer.json()) == repr([[], kwargs])
+
+
+async def test_of_several_providers_the_mode_says_which(autojump_clock: MockClock, place: Place) -> None:
+    token = await place.provider.manager("generate_token")
+    second = await join(place.stack, "second", f"&workspace={place.provider.workspace}&token={token}")
+    for peer in (place.provider, second):
+        await peer.provide("svc", {"name": partial(name_of, peer.client_id)})
+
+    async def asked(query: str) -> Any:
+        return (await place.call("name", query)).json()
+
+    assert [await asked("") for _ in range(3)] == ["prov"] * 3
+    assert (await asked("?_mode=first"), await asked("?_mode=last")) == ("prov", "second")
+    assert sorted([await asked("?_mode=round_robin") for _ in range(4)]) == ["prov", "prov", "second", "second"]
+    for mode, status in (("exact", 409), ("nonsense", 400)):
+        assert (await place.call("name", f"?_mode={mode}")).status == status
+
+
+async def name_of(name: str, call: Call) -> str:
+    return name
 
 
 @pytest.mark.parametrize(

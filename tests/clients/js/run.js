@@ -1,8 +1,8 @@
-// Runs the script of a test with what a page would find: node run.js SCRIPT SERVER_URL [ARGUMENT...]
+// Runs the script of a test with what a page would find: node run.js PACKAGE SCRIPT SERVER_URL [ARGUMENT...]
 //
-// A script is the body of an asynchronous function. Its process ends well when the function does, and neither the
-// client has warned, nor a promise was rejected that nobody looked at, nor a text frame came: this client
-// generation is never sent one (protocol.md 1.2).
+// A script is the body of an asynchronous function. Its process ends well when the function does, and no promise was
+// rejected that nobody looked at. With imjoy-rpc neither may the client have warned, nor a text frame have come: this
+// generation is never sent one (protocol.md 1.2). hypha-rpc warns of each connection that ends.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -11,21 +11,22 @@ const vm = require("node:vm");
 const WebSocket = require("ws");
 
 const faults = [];
-const [script, url, ...args] = process.argv.slice(2);
+const [library, script, url, ...args] = process.argv.slice(2);
+const isLegacy = library === "imjoy-rpc";
 
 class ObservedWebSocket extends WebSocket {
   constructor(...parameters) {
     super(...parameters);
-    this.on("message", (data, isBinary) => isBinary || faults.push(`a text frame: ${data}`));
+    if (isLegacy) this.on("message", (data, isBinary) => isBinary || faults.push(`a text frame: ${data}`));
   }
 }
 
 // What the client takes for granted and Node lacks.
 Object.assign(globalThis, { WebSocket: ObservedWebSocket, ImageData: class ImageData {} });
 
-const { hyphaWebsocketClient } = require("imjoy-rpc");
+const { hyphaWebsocketClient } = require(library);
 
-console.warn = (...words) => faults.push(`a warning: ${words.join(" ")}`);
+if (isLegacy) console.warn = (...words) => faults.push(`a warning: ${words.join(" ")}`);
 process.on("unhandledRejection", (reason) => faults.push(`unhandled: ${reason}`));
 
 /** Wait until `condition()` is true, or a promise of it. The deadline is the test's. */

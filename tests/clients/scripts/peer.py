@@ -1,7 +1,8 @@
 """What the scripts of this directory share.
 
-They run in a published client's own environment, as programs that people write, and know nothing of the server's
-code. A script asserts what it expects; when one of its promises is broken it ends with a traceback.
+They run in a published client's own environment, imjoy-rpc or hypha-rpc, as programs that people write, and know
+nothing of the server's code. A script asserts what it expects; when one of its promises is broken it ends with a
+traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from imjoy_rpc.hypha import connect_to_server
+try:
+    from imjoy_rpc.hypha import connect_to_server
+except ModuleNotFoundError:
+    from hypha_rpc import connect_to_server
 
 #: Seconds that something may take which happens "at once" on a busy machine.
 SOON = 5.0
@@ -24,8 +28,8 @@ async def connected(url: str, **settings: Any) -> AsyncIterator[Any]:
     """A connection that is closed at the end of the block, as a well-behaved client closes it."""
     server = await connect_to_server({"server_url": url, **settings})
     try:
-        # The client asks for its reconnection token in the background. Told to leave before it has sent that, it
-        # would connect again to send it.
+        # imjoy-rpc asks for its reconnection token in the background. Told to leave before it has sent that, it would
+        # connect again to send it.
         await until(lambda: _has_token(server))
         yield server
     finally:
@@ -33,7 +37,7 @@ async def connected(url: str, **settings: Any) -> AsyncIterator[Any]:
 
 
 async def _has_token(server: Any) -> bool:
-    return server.rpc._connection_info is not None
+    return getattr(server.rpc, "_connection_info", server.config) is not None
 
 
 def client_id(server: Any) -> str:
@@ -53,7 +57,7 @@ async def refused(call: Awaitable[Any], *words: str, kind: type[Exception] = Exc
     text = str(outcome)
     for word in words:
         assert word in text, f"{word!r} is not in {text!r}"
-    assert "site-packages/hypha" not in text, text
+    assert "site-packages/hypha/" not in text, text
     return text
 
 

@@ -12,7 +12,7 @@ from hypercorn.typing import ASGIFramework, ConnectionState
 
 from hypha.config import Config, Limits
 from hypha.web import guard
-from hypha.web.codec import Closed, Reply, message_head
+from hypha.web.codec import Closed, Codec, Reply, message_head
 from hypha.web.ws import GOODBYE_SECONDS, WebsocketTransport, say_goodbye
 from tests.web.stack import settings_for
 
@@ -34,8 +34,9 @@ async def _echo(scope: Any, receive: guard.Receive, send: guard.Send) -> None:
 
 
 async def _serve_echo(stream: trio.abc.Stream, early: bytes) -> None:
+    limits = Limits()
     async with trio.open_nursery() as nursery:
-        transport = WebsocketTransport(stream, nursery, Limits())
+        transport = WebsocketTransport(stream, Codec(limits.frame_bytes), nursery, limits)
         ending = await _converse(transport, early)
         if ending is not None and not ending.by_peer:
             with trio.move_on_after(GOODBYE_SECONDS):

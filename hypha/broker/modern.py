@@ -1,0 +1,364 @@
+"""The manager of modern clients: the service ``default`` of ``*/<server id>`` (``protocol.md`` 5.3 to 5.6)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import hypha
+from hypha.broker import events
+from hypha.broker.access import Action, Level, level_in, may
+from hypha.broker.builtin import BUILT_IN_CONFIG, built_in_functions
+from hypha.broker.endpoint import Function, ServerCall
+from hypha.broker.info import built_in_info, service_info
+from hypha.broker.manager import BUILT_IN, DEFAULT, Manager, Run, as_map
+from hypha.broker.registry import Workspace, not_found_hint, parse_registration
+from hypha.broker.selection import choose
+from hypha.broker.session import PeerSession, Service
+from hypha.errors import HyphaError, InvalidArgument, NotFound, PermissionDenied
+from hypha.wire.address import PUBLIC_WORKSPACE, Address, ServiceQuery, check_name, parse_service_id, parse_target
+
+if TYPE_CHECKING:
+    from hypha.broker.broker import Broker
+
+logger = logging.getLogger(__name__)
+
+_BUILT_IN_NAME = "built-in"
+_MANAGER_NAME = "~"
+_LIST_KEYS = frozenset({"visibility", "workspace", "client_id", "service_id", "id", "type", "app_id"})
+_MAX_LISTED = 1000  # workspaces in one answer
+
+
+def functions(broker: Broker) -> dict[str, Function]:
+    """Every function of ``*/<server id>`` by its full path."""
+    manager = ModernManager(broker)
+    table = built_in_functions(broker)
+    table[BUILT_IN + "get_service"] = Function.of(manager.get_built_in_service)
+    for run, needs in manager.exported():
+        table[DEFAULT + run.__name__] = Function.of(run, needs, described=True)
+    return table
+
+
+class ModernManager(Manager):
+    """One for all workspaces: each call is about the one that its caller is connected to, unless it names another."""
+
+    def exported(self) -> Iterator[tuple[Run, Action]]:
+        """Each function with what its caller must be allowed to do in the workspace that it is connected to."""
+        reading: tuple[Run, ...] = (
+            self.echo,
+            self.log,
+            self.register_service,
+            self.get_service,
+            self.get_service_info,
+            self.list_services,
+            self.list_clients,
+            self.ping,
+            self.generate_token,
+            self.parse_token,
+            self.create_workspace,
+            self.delete_workspace,
+            self.get_workspace_info,
+            self.list_workspaces,
+            self.get_summary,
+            self.check_status,
+            self.subscribe,
+            self.unsubscribe,
+        )
+        for run in reading:
+            yield run, Action.READ
+        yield self.unregister_service, Action.WRITE
+
+    async def get_built_in_service(self, call: ServerCall, service_id: str) -> dict[str, Any]:
+        """The server's own services as objects."""
+        if service_id == _BUILT_IN_NAME:
+            return self._object(call, _BUILT_IN_NAME, BUILT_IN, BUILT_IN_CONFIG, self._broker.server.modern_functions)
+        if service_id != "default":
+            raise NotFound(f"'Service not found: {str(service_id)[:200]}'")
+        return self._own_object(call)
+
+    def _own_object(self, call: ServerCall) -> dict[str, Any]:
+        config = {
+            "visibility": "public",
+            "workspace": call.workspace.name,
+            "server_id": self._broker.server.address.client,
+            "hypha_version": hypha.__version__,
+            "public_base_url": self._broker.public_base_url(call.sender),
+            "local_base_url": call.sender.base_url,
+        }
+        return self._object(call, "default", DEFAULT, config, self._broker.server.modern_functions)
+
+    # --- registration by description --------------------------------------------------------------------------
+
+    async def register_service(
+        self, call: ServerCall, service: dict[str, Any], config: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Enter a service, or replace it; its functions stay with the client.
+
+        Each client registers its built-in service when it has connected, also one that may only read.
+        """
+        session = call.sender
+        entry = parse_registration(service, session.address.client)
+        if entry.is_hidden:
+            if entry.id == _BUILT_IN_NAME:
+                data = {"id": session.name, "workspace": call.workspace.name}
+                events.publish(call.workspace, "client_updated", lambda: data)
+            return
+        if not may(call.principal, Action.WRITE, call.workspace).allowed:
+            raise PermissionDenied(f"Permission denied for workspace {call.workspace.name}.")
+        exported = entry.id == "default" and "default" not in session.services
+        self._registry.register(session, entry)
+        if exported:
+            await self._set_up_quietly(session)
+
+    async def _set_up_quietly(self, session: PeerSession) -> None:
+        try:
+            await self._set_up(session)
+        except HyphaError as exc:
+            logger.info("the setup of %s:default failed: %s", session.name, exc)
+
+    async def unregister_service(self, call: ServerCall, service_id: str) -> None:
+        """Take a service of the caller out."""
+        session = call.sender
+        wanted, _ = self._parse(call, service_id)
+        if wanted.client not in {None, session.address.client} or wanted.workspace not in {None, call.workspace.name}:
+            raise PermissionDenied("a service is unregistered by the client that offers it")
+        if not self._registry.unregister(session, wanted.service):
+            raise NotFound(f"'Service not found: {session.name}:{wanted.service}'")
+
+    # --- looking up -------------------------------------------------------------------------------------------
+
+    async def get_service(
+        self, call: ServerCall, service_id: str, config: dict[str, Any] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """The service of that id, to be called. Of several, the option ``mode`` says which."""
+        options = {**as_map(config, "the config of get_service must be a map"), **options}
+        wanted, app = self._parse(call, service_id)
+        if wanted.service == _MANAGER_NAME:
+            return {**self._own_object(call), "id": f"{self._broker.server.name}:default"}
+        patience = _seconds(options.get("timeout"))
+        if wanted.service == _BUILT_IN_NAME:
+            member = self._member(call, wanted)
+            found, full_id = await self._fetch(member, _BUILT_IN_NAME, patience), f"{member.name}:{_BUILT_IN_NAME}"
+        else:
+            service = self._resolve(call, wanted, app, options.get("mode"))
+            found, full_id = await self._fetch(service.session, service.id, patience), service.full_id
+        workspace, _, rest = full_id.partition("/")
+        url = f"{self._broker.public_base_url(call.sender)}/{workspace}/services/{rest}"
+        found["config"] |= {"workspace": workspace, "url": url}
+        return {**found, "id": full_id}
+
+    async def get_service_info(
+        self, call: ServerCall, service_id: str, config: dict[str, Any] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """What is known of a service, without asking its client."""
+        options = {**as_map(config, "the config of get_service_info must be a map"), **options}
+        wanted, app = self._parse(call, service_id)
+        if wanted.service == _BUILT_IN_NAME:
+            return built_in_info(self._member(call, wanted))
+        return service_info(self._resolve(call, wanted, app, options.get("mode")))
+
+    def _parse(self, call: ServerCall, service_id: object) -> tuple[ServiceQuery, str | None]:
+        """Read ``[workspace/][client:]service[@app]``, where ``~`` is the manager. Raises InvalidArgument."""
+        if not isinstance(service_id, str):
+            raise InvalidArgument("Service ID must be a string.")
+        text, at, app = service_id.partition("@")
+        if text in {_MANAGER_NAME, f"{call.workspace.name}/{_MANAGER_NAME}"}:
+            return ServiceQuery(None, None, _MANAGER_NAME), None
+        if at and (not app or "@" in app):
+            raise InvalidArgument(f"service id {service_id[:200]!r} is not of the form [workspace/][client:]id[@app]")
+        if text.startswith("*/"):
+            raise InvalidArgument("the workspace of a service cannot be '*'; leave it out, or name one")
+        wanted = parse_service_id(text)
+        if wanted.service == "*":
+            raise InvalidArgument("'*' names no service")
+        return wanted, None if app in {"", "*"} else app
+
+    def _member(self, call: ServerCall, wanted: ServiceQuery) -> PeerSession:
+        """Whose built-in service is meant: a client of the own workspace's."""
+        place = wanted.workspace or call.workspace.name
+        if place != call.workspace.name:
+            raise PermissionDenied(f"Permission denied for non-public service in workspace {place}")
+        member = call.workspace.members.get(wanted.client or call.sender.address.client)
+        if member is None:
+            raise _not_found(place, wanted, None)
+        return member
+
+    def _resolve(self, call: ServerCall, wanted: ServiceQuery, app: str | None, mode: object) -> Service:
+        registry, home = self._registry, call.workspace.name
+        place = wanted.workspace or home
+        if wanted.workspace is None and wanted.client is None:
+            found = registry.providers(wanted.service, call.principal, home)
+        else:
+            found = registry.callable_by(call.principal, home, self._matching(place, wanted))
+        found = [service for service in found if app in {None, service.app_id}]
+        if found:
+            return choose(found, mode)
+        if place not in {home, PUBLIC_WORKSPACE}:
+            # One answer for what is there and for what is not (decisions.md 17).
+            raise PermissionDenied(f"Permission denied for non-public service in workspace {place}")
+        hint = not_found_hint(registry.near_names(wanted.service, call.principal, home))
+        raise _not_found(place, wanted, app, hint)
+
+    async def list_services(
+        self,
+        call: ServerCall,
+        query: str | dict[str, Any] | None = None,
+        include_unlisted: bool = False,
+        include_app_services: bool = False,
+        prioritize_running_services: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Services of the workspace, of another, of all that are public (``"*"``), or those that match a map."""
+        filters = self._filters(call, query)
+        place = filters.pop("workspace", call.workspace.name)
+        own_one = [call.workspace] if place in {"*", call.workspace.name} else []
+        built_ins = [built_in_info(member) for workspace in own_one for member in workspace.members.values()]
+
+        def matches(service: Service) -> bool:
+            hidden = service.visibility == "unlisted" and not (include_unlisted and own_one)
+            return not hidden and _matches(service_info(service), filters)
+
+        listed = await self._listed(call, self._services_in(call, place), matches)
+        return [entry for entry in built_ins if _matches(entry, filters)] + [service_info(item) for item in listed]
+
+    def _filters(self, call: ServerCall, query: object) -> dict[str, Any]:
+        """A query as what to match. Raises :class:`InvalidArgument`, for unknown keys too."""
+        if isinstance(query, str):
+            if not {"/", ":"} & set(query):
+                return {"workspace": query}
+            wanted = parse_service_id(query.removesuffix("@*"))
+            parts = {"client_id": wanted.client, "service_id": _named(wanted.service)}
+            place = "*" if query.startswith("*/") else wanted.workspace or call.workspace.name
+            return {"workspace": place} | {key: part for key, part in parts.items() if part is not None}
+        filters = dict(as_map(query, "list_services takes text or a map of what to match"))
+        unknown = sorted(str(key) for key in filters if key not in _LIST_KEYS)
+        if unknown:
+            raise InvalidArgument(f"Invalid query keys: {', '.join(unknown)[:200]}")
+        filters["service_id"] = filters.pop("id", None) or filters.get("service_id")
+        return {key: value for key, value in filters.items() if value is not None}
+
+    def _services_in(self, call: ServerCall, place: object) -> Iterable[Service]:
+        if place == "*":
+            own = list(call.workspace.services())
+            return own + [item for item in self._registry.public_services() if item.workspace != call.workspace.name]
+        workspace = self._named(place)
+        return workspace.services() if workspace is not None else ()
+
+    # --- clients ----------------------------------------------------------------------------------------------
+
+    async def list_clients(self, call: ServerCall, workspace: str | None = None) -> list[dict[str, Any]]:
+        """The clients of the workspace, or of another that the caller may see, each with its user."""
+        place = self._visible(call, workspace)
+        return [{"id": item.name, "user": item.principal.to_wire(place.name)} for item in place.members.values()]
+
+    async def ping(self, call: ServerCall, client_id: str, timeout: float = 5) -> str:  # noqa: ASYNC109  a wire name
+        """``"pong"`` when the client answers, otherwise what is wrong with it."""
+        address = _address(client_id, call.workspace.name)
+        place = self._visible(call, address.workspace)
+        member = place.members.get(address.client)
+        if member is None:
+            return f"Client not found: {address}"
+        try:
+            answer = await self._broker.server.call(member, BUILT_IN + "ping", ["ping"], patience=_seconds(timeout))
+        except HyphaError as exc:
+            return f"Failed to ping client {address}: {exc}"
+        return str(answer)
+
+    # --- tokens -----------------------------------------------------------------------------------------------
+
+    async def generate_token(self, call: ServerCall, config: dict[str, Any] | None = None, **options: Any) -> str:
+        """A token for the workspace, or the one in ``config["workspace"]``, never more than the caller's own rights."""
+        settings = {**as_map(config, "generate_token takes a map"), **options}
+        if settings.get("extra_scopes"):
+            raise InvalidArgument("extra_scopes are not known to this server")
+        grants = self._grants(call, settings)
+        home = settings.get("workspace") or next(iter(grants))
+        return self._issue(call, settings, grants, home if home in grants else None)[1]
+
+    async def parse_token(self, call: ServerCall, token: str) -> dict[str, Any]:
+        """The user that a token proves."""
+        if not isinstance(token, str):
+            raise InvalidArgument("a token is text")
+        return self._broker.tokens.verify(token).to_wire(call.workspace.name)
+
+    # --- workspaces -------------------------------------------------------------------------------------------
+
+    async def delete_workspace(self, call: ServerCall, workspace: str) -> None:
+        """End a workspace that the caller administers: its clients are disconnected for good."""
+        place = self._visible(call, workspace)
+        if not may(call.principal, Action.ADMINISTER, place).allowed or place.name == PUBLIC_WORKSPACE:
+            raise PermissionDenied(f"Permission denied for workspace {place.name}.")
+        if place is call.workspace:
+            raise InvalidArgument("the workspace that you are connected to cannot be deleted; connect to another one")
+        self._broker.delete_workspace(place)
+
+    async def list_workspaces(
+        self, call: ServerCall, match: dict[str, Any] | None = None, offset: int = 0, limit: int = 256
+    ) -> list[dict[str, Any]]:
+        """The workspaces that the caller has a part in, or those of them that match a map."""
+        match = as_map(match, "'match' must be a map")
+        if not all(isinstance(number, int) and number >= 0 for number in (offset, limit)):
+            raise InvalidArgument("'offset' and 'limit' must be whole numbers")
+        own = (place for place in self._registry.workspaces.values() if level_in(call.principal, place) > Level.NONE)
+        shown = ("id", "name", "description", "read_only", "persistent", "owners")
+        listed = [{key: value for key, value in place.describe().items() if key in shown} for place in own]
+        found = [entry for entry in listed if all(entry.get(key) == value for key, value in match.items())]
+        return found[offset : offset + min(limit, _MAX_LISTED)]
+
+    async def check_status(self, call: ServerCall) -> dict[str, Any]:
+        """Whether the workspace can be used, and what the caller may do in it."""
+        return {
+            "status": "ready",
+            "errors": None,
+            "user_permission": level_in(call.principal, call.workspace).letter,
+        }
+
+    def _visible(self, call: ServerCall, name: object) -> Workspace:
+        """The workspace of that name, the caller's own without one; one answer for all that it may not see."""
+        if name is None or name == call.workspace.name:
+            return call.workspace
+        place = self._named(name)
+        if place is None or not may(call.principal, Action.READ, place).allowed:
+            raise PermissionDenied(f"Permission denied for workspace {str(name)[:200]}.")
+        return place
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    async def subscribe(self, call: ServerCall, event_type: str | list[str]) -> bool:
+        """Let the caller hear of events that are broadcast in its workspace."""
+        events.subscribe(call.sender, event_type)
+        return True
+
+    async def unsubscribe(self, call: ServerCall, event_type: str | list[str]) -> bool:
+        """The opposite of ``subscribe``."""
+        events.unsubscribe(call.sender, event_type)
+        return True
+
+
+# --- helpers --------------------------------------------------------------------------------------------------
+
+
+def _not_found(place: str, wanted: ServiceQuery, app: str | None, hint: str = "") -> NotFound:
+    asked = f"{place}/{wanted.client or '*'}:{wanted.service}@{app or '*'}"
+    return NotFound(f"'Service not found: {asked}'{hint}")
+
+
+def _matches(entry: dict[str, Any], filters: dict[str, Any]) -> bool:
+    """Whether a ServiceInfo is what was asked for; ``*`` stands for anything."""
+    client, _, service = entry["id"].partition("/")[2].partition(":")
+    told = {**entry, "visibility": entry["config"]["visibility"], "client_id": client, "service_id": service}
+    return all(value == "*" or told[key] == value for key, value in filters.items())
+
+
+def _seconds(value: object) -> float | None:
+    """A time to wait; None, which stands for the server's own, for what is none."""
+    return float(value) if isinstance(value, int | float) and 0 < value <= 86400 else None
+
+
+def _named(part: str) -> str | None:
+    return None if part == "*" else part
+
+
+def _address(client_id: object, workspace: str) -> Address:
+    text = check_name("client id", client_id) if "/" not in str(client_id) else str(client_id)
+    return parse_target(text, workspace)
