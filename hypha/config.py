@@ -49,6 +49,7 @@ class Limits:
     header_keys: int = 64
     header_depth: int = 32
     python_frame_bytes: int = 1_024_000  # their library takes 1 MiB, their decoder of either value less
+    modern_python_frame_bytes: int = 524_288  # their decoder takes no larger value
     handshake_seconds: float = 10.0
     outbox_bytes: int = 16 * MIB
     outbox_reserve_bytes: int = 1 * MIB
@@ -84,7 +85,6 @@ class Limits:
     suspended_per_principal: int = 100
     reclaim_seconds: float = 60.0
     drain_seconds: float = 3.0
-    modern_python_frame_bytes: int = 524_288  # their decoder takes no larger value
 
 
 @dataclass(frozen=True, slots=True)

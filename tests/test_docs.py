@@ -257,7 +257,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(params=environments.CLIENTS, ids=lambda environment: environment.name)
+@pytest.fixture(params=environments.CLIENTS[:2], ids=lambda environment: environment.name)
 def client_python(request: pytest.FixtureRequest) -> Path:
     environment: environments.Environment = request.param
     return environment.python

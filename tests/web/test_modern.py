@@ -29,9 +29,9 @@ async def hear(client: WebSocket) -> dict[str, Any]:
     return document
 
 
-async def enter(stack: Stack, **credentials: Any) -> tuple[WebSocket, dict[str, Any]]:
+async def enter(stack: Stack, agent: str = "", **credentials: Any) -> tuple[WebSocket, dict[str, Any]]:
     """Connect as a modern client; the second is the server's first message."""
-    client = await upgrade(await stack.open(), "/ws")
+    client = await upgrade(await stack.open(), "/ws", {"User-Agent": agent} if agent else None)
     await say(client, **credentials)
     return client, await hear(client)
 
@@ -102,8 +102,9 @@ async def test_it_may_speak_before_it_is_answered(autojump_clock: MockClock, sta
 
 
 async def test_a_client_without_an_id_is_given_one(autojump_clock: MockClock, stack: MemoryStack) -> None:
-    ids = {(await enter(stack, **credentials))[1]["client_id"] for credentials in ({}, {"client_id": None})}
-    assert len(ids) == 2
+    _, first = await enter(stack)
+    _, second = await enter(stack, client_id=None)
+    assert len({first["client_id"], second["client_id"]} - {"", None}) == 2
 
 
 async def test_a_public_address_is_told_as_such(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -270,3 +271,20 @@ async def test_what_others_send_waits_until_a_client_listens(
     assert isinstance(message, bytes)
     assert decode(message)[0]["text"] == "early"
     assert trio.current_time() - began == pytest.approx(0 if how == "it speaks" else 1, abs=0.6)
+
+
+async def test_what_a_python_client_cannot_take_fails_at_its_sender(
+    autojump_clock: MockClock, stack: MemoryStack
+) -> None:
+    """Its decoder takes 512 KiB, and nobody would answer a call that it drops (``protocol.md`` 2.6)."""
+    sender, info = await enter(stack, client_id="a")
+    token = (await call(sender, f"*/{info['manager_id']}", "services.default.generate_token"))["args"][0]
+    receiver, _ = await enter(stack, "Python/3.11 websockets/17.4", client_id="b", token=token)
+    await receiver.send_bytes(encode({"type": "listens", "to": "nobody"}))
+    answer = await call(sender, "b", "services.x.y", bytes(Limits().modern_python_frame_bytes))
+    assert "the 524288 bytes that" in answer["args"][0]["_rvalue"]
+    header = {"type": "method", "to": "b", "method": "services.x.y", "session": "s2"}
+    await sender.send_bytes(encode(header, {"args": [bytes(520_000)]}))
+    message = await receiver.receive()
+    assert isinstance(message, bytes)
+    assert decode(message)[1]["args"] == [bytes(520_000)]
