@@ -279,3 +279,99 @@ async def test_row_31_javascript_calls_javascript(
         workspace, token = (await worker.wait_for(r"^ready (\S+) (\S+)$")).groups()
         arguments = (service_id, place, workspace, token)
         await run_javascript(JAVASCRIPT_NEIGHBOUR, server.url, *arguments, library=library, seconds=60)
+
+
+STREAMING_PYTHON = """
+    import asyncio, sys
+    from hypha_rpc import connect_to_server
+
+    async def main(url, role, service_id, workspace="", token=""):
+        settings = {"workspace": workspace, "token": token} if token else {}
+        server = await connect_to_server({"server_url": url, **settings})
+        if role == "caller":
+            service = await server.get_service(service_id)
+            for function in (service.later, service.at_once):
+                assert [number async for number in await function(4)] == [0, 1, 2, 3]
+            async for number in await service.later(10**9):
+                if number == 2:
+                    break
+            while not await service.is_closed():
+                pass
+            await server.disconnect()
+            return
+        closed = asyncio.Event()
+
+        async def later(upto):
+            try:
+                for number in range(upto):
+                    yield number
+            finally:
+                closed.set()
+
+        def at_once(upto):
+            yield from range(upto)
+
+        def is_closed():
+            return closed.is_set()
+
+        functions = {"later": later, "at_once": at_once, "is_closed": is_closed}
+        await server.register_service({"id": service_id, "config": {"visibility": "public"}, **functions})
+        print("ready", server.config.workspace, await server.generate_token(), flush=True)
+        await asyncio.Event().wait()
+
+    asyncio.run(main(*sys.argv[1:]))
+"""
+
+STREAMING_JAVASCRIPT = """
+    const [role, id, workspace, token] = args;
+    const server = await connect(token ? { workspace, token } : {});
+    if (role === "caller") {
+      const svc = await server.getService(id);
+      for (const name of ["later", "at_once"]) {
+        const heard = [];
+        for await (const item of await svc[name](4)) heard.push(item);
+        assert.deepEqual(heard, [0, 1, 2, 3]);
+      }
+      for await (const item of await svc.later(1e9)) if (item === 2) break;
+      await until(() => svc.is_closed());
+      return;
+    }
+    let closed = false;
+    await server.registerService({
+      id,
+      config: { visibility: "public" },
+      async *later(upto) { try { for (let i = 0; i < upto; i++) yield i; } finally { closed = true; } },
+      *at_once(upto) { for (let i = 0; i < upto; i++) yield i; },
+      is_closed: () => closed,
+    });
+    console.log("ready", server.config.workspace, await server.generateToken());
+    await new Promise(() => {});
+"""
+
+
+@pytest.mark.parametrize("caller", ["python", "javascript"])
+async def test_row_31_generators_pass_between_the_modern_clients(
+    caller: str,
+    place: str,
+    start_client: StartClient,
+    run_client: RunClient,
+    start_javascript: StartJavascript,
+    run_javascript: RunJavascript,
+    server: Server,
+) -> None:
+    """Items, the end, and leaving one early, which closes it at its provider."""
+    service_id = f"stream-{caller}-{place}"
+    if caller == "javascript":
+        provider = start_client(MODERN, STREAMING_PYTHON, server.url, "provider", service_id)
+    else:
+        provider = start_javascript(STREAMING_JAVASCRIPT, server.url, "provider", service_id, library="hypha-rpc")
+    async with provider as worker:
+        login = (await worker.wait_for(r"^ready (\S+) (\S+)$")).groups() if place == "inside" else ()
+        if place == "outside":
+            await worker.wait_for("^ready")
+        arguments = ("caller", service_id, *login)
+        if caller == "javascript":
+            await run_javascript(STREAMING_JAVASCRIPT, server.url, *arguments, library="hypha-rpc")
+        else:
+            result = await run_client(MODERN, STREAMING_PYTHON, server.url, *arguments)
+            assert result.returncode == 0, f"{result.stdout}{result.stderr}{worker.report()}"

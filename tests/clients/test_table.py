@@ -33,6 +33,21 @@ ROWS = {
 }
 CLIENTS = ("0.5.6", "0.5.59", "js")
 
+MODERN_ROWS = {
+    18: "connect with only an address; what the client knows afterwards",
+    19: "a token names its workspace; workspaces and tokens for them",
+    20: "refusals say why",
+    21: "registration by description, every form of `get_service`, lists, `unregister_service`",
+    22: "keywords, callbacks, errors, generators of both kinds, and leaving one early",
+    23: "signs of life in text, and a fresh reconnection token",
+    24: "back at once with its services after 1000, 1001, 1006, 1008",
+    25: "back with its services when the worker was replaced or killed",
+    26: "calls to a lost client fail at once, and who subscribed hears of it",
+    27: "events: to all that subscribed, to one, and to nobody else",
+    28: "arguments and results of 12 MB, lists of 3 MB; no frame that the client cannot take",
+}
+MODERN_CLIENTS = ("0.21.47", "hypha-rpc-js")
+
 
 def collected() -> Counter[tuple[int, str]]:
     """How many tests there are for each row and client, by their names. A test that is there passes or fails CI."""
@@ -41,16 +56,24 @@ def collected() -> Counter[tuple[int, str]]:
     found: Counter[tuple[int, str]] = Counter()
     for line in listed.stdout.splitlines():
         row = re.search(r"row[-_]0*(\d+)", line)
-        client = "js" if "test_javascript" in line else next(iter(re.findall(r"\[.*?(0\.5\.\d+)[-\]]", line)), "")
-        if row and client:
-            found[int(row[1]), client] += 1
+        if row:
+            found[int(row[1]), client_of(line)] += 1
     return found
 
 
-def table(found: Counter[tuple[int, str]]) -> str:
-    lines = ["| row | what | Python 0.5.6 | Python 0.5.59 | JavaScript 0.5.59 |", "|---|---|---|---|---|"]
-    for number, what in ROWS.items():
-        cells = " | ".join("yes" if found[number, client] else "no" for client in CLIENTS)
+def client_of(line: str) -> str:
+    """Whose test it is, by its file or its parameter."""
+    if "test_javascript" in line:
+        return "js"
+    if "test_modern_javascript" in line or "hypha-rpc-js" in line:
+        return "hypha-rpc-js"
+    return next(iter(re.findall(r"\[.*?(0\.(?:5|21)\.\d+)[-\]]", line)), "")
+
+
+def table(found: Counter[tuple[int, str]], rows: dict[int, str], clients: tuple[str, ...], *titles: str) -> str:
+    lines = [f"| row | what | {' | '.join(titles)} |", "|---" * (2 + len(clients)) + "|"]
+    for number, what in rows.items():
+        cells = " | ".join("yes" if found[number, client] else "no" for client in clients)
         lines.append(f"| {number} | {what} | {cells} |")
     return "\n".join(lines) + "\n"
 
@@ -58,8 +81,13 @@ def table(found: Counter[tuple[int, str]]) -> str:
 @pytest.mark.slow
 def test_the_page_shows_what_is_tested_without_a_gap() -> None:
     found = collected()
-    gaps = [(number, client) for number in ROWS for client in CLIENTS if not found[number, client]]
-    assert not gaps
     text = PAGE.read_text()
-    shown = text.partition("<!-- rows -->\n")[2].partition("<!-- end of rows -->")[0]
-    assert shown == table(found), f"put this into {PAGE.name}:\n{table(found)}"
+    for mark, rows, clients, titles in (
+        ("rows", ROWS, CLIENTS, ("Python 0.5.6", "Python 0.5.59", "JavaScript 0.5.59")),
+        ("modern rows", MODERN_ROWS, MODERN_CLIENTS, ("Python 0.21.47", "JavaScript 0.21.40")),
+    ):
+        gaps = [(number, client) for number in rows for client in clients if not found[number, client]]
+        assert not gaps
+        shown = text.partition(f"<!-- {mark} -->\n")[2].partition(f"<!-- end of {mark} -->")[0]
+        expected = table(found, rows, clients, *titles)
+        assert shown == expected, f"put this into {PAGE.name}:\n{expected}"
