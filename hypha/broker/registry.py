@@ -25,6 +25,7 @@ _WORKSPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~|-]*")
 _HIDDEN = ("built-in", "_rintf_")
 _LOOKED_AT_ONCE = 100  # services: a fraction of a millisecond
 _LISTED_BYTES = 200  # of a list, for each service beside its description: ids and names of fields
+_LEVELS = 16  # of lists and maps, at most, in which a description is sent to others; msgpack writes so many and no more
 _NEAR_NAMES = 100
 _NEAR_LENGTH = 40  # characters; comparing takes the product of both lengths, and nobody mistypes longer names
 
@@ -433,8 +434,7 @@ def parse_registration(entry: object, client: str) -> Registration:
     kind, description = _text(entry, "type") or "generic", _text(entry, "description")
     docs, app_id = entry.get("docs"), _text(entry, "app_id") or "*"
     schema = _schema(entry.get("service_schema"), service_id)
-    size = len(encode_value([name, kind, config, description]))
-    size += sum(len(encode_value(item)) for item in (docs, schema) if item is not None)
+    size = _size([name, kind, config, description]) + sum(_size(item) for item in (docs, schema) if item is not None)
     return Registration(checked, name, kind, config, description, size=size, docs=docs, app_id=app_id, schema=schema)
 
 
@@ -468,6 +468,14 @@ def _schema(value: object, service_id: str) -> dict[str, Any] | None:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise InvalidArgument(f"the schema of service {service_id[:200]!r} must be a map of function names")
     return value
+
+
+def _size(described: object) -> int:
+    """Bytes of a description as msgpack. Raises :class:`InvalidArgument` for one that no list could hold."""
+    nested = described
+    for _ in range(_LEVELS):
+        nested = [nested]
+    return len(encode_value(nested)) - _LEVELS
 
 
 def _texts(value: object) -> list[str]:

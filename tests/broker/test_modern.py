@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from trio.testing import wait_all_tasks_blocked
 from hypha.broker.access import Action, Level
 from hypha.broker.broker import Credentials
 from hypha.broker.registry import Registration
+from hypha.errors import InvalidArgument
+from hypha.wire.calls import encode_value
 from hypha.wire.dialect import MODERN
 from tests.broker.memory import SERVER_ID, Peer, Rejected, Scene
 
@@ -343,3 +346,36 @@ async def test_events_reach_those_who_subscribed_and_no_others(live: Scene) -> N
     assert (event["type"], event["from"], event["to"], event["data"]) == ("news", "lab/b", "lab/*", 1)
     assert b.received() == c.received() == []
     assert "PermissionError" in await refused(a, "subscribe", "far/news")
+
+
+async def test_however_deep_a_description_is_it_hides_no_other(live: Scene) -> None:
+    """What is taken must fit into every message in which others get it, and msgpack writes only so many levels."""
+    a, b = live.join("lab/a", dialect=MODERN), live.join("lab/b", dialect=MODERN)
+    await ask(b, "subscribe", ["service_added", "service_updated"])
+    deepest = next(depth for depth in itertools.count(400) if not is_written(nested(depth + 1)))
+    taken = []
+    for depth in range(deepest - 22, deepest - 5):
+        more = {"config": nested(depth)}
+        a.call(MANAGER, "services.default.register_service", entry(a, "x", **more), session="s")
+        if (await a.message_for("s"))["method"] == "s.resolve":
+            taken.append(depth)
+            await b.next_message(lambda message: message["type"].startswith("service_"))
+        assert {item["id"] for item in await ask(b, "list_services")} >= {"lab/a:built-in", "lab/b:built-in"}
+        assert [item["id"] for item in await b.ask("list_services")] == ["lab/a:x"] * bool(taken)
+    assert deepest - 22 in taken
+    assert deepest - 6 not in taken
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth - 1):
+        value = {"x": value}
+    return value
+
+
+def is_written(value: Any) -> bool:
+    try:
+        encode_value(value)
+    except InvalidArgument:
+        return False
+    return True
