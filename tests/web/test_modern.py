@@ -288,3 +288,19 @@ async def test_what_a_python_client_cannot_take_fails_at_its_sender(
     message = await receiver.receive()
     assert isinstance(message, bytes)
     assert decode(message)[1]["args"] == [bytes(520_000)]
+
+
+async def test_an_idle_client_stays(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    """It answers the server's pings, as websocket libraries do by themselves, and says nothing for eleven minutes."""
+    client, _ = await enter(stack, client_id="a")
+    while trio.current_time() < 660:
+        assert isinstance(await client.receive(), Ping)
+    await say(client, type="ping")
+    assert await hear(client) == {"type": "pong"}
+
+
+async def test_a_server_that_stops_asks_to_come_back(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    """With a close code: an error message would be final (``protocol.md`` 1.6)."""
+    client, _ = await enter(stack, client_id="a")
+    await stack.shut_down()
+    assert await client.receive() == Closed(1012, "the server is restarting")
