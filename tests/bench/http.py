@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.bench.load import Connection, Loop
-from tests.bench.wire import PATIENCE, Map, Wire, WrongAnswer, decode, result_message
+from tests.bench.wire import PATIENCE, Map, Wire, WrongAnswer, decode, first_message, result_message
 
 SERVICE = "bench"
 _ANSWER = "Hello John"
@@ -61,20 +61,12 @@ class Provider(Connection):
 
     def readable(self) -> None:
         self._rest += self.received()
-        while message := self._message():
-            if "session" in message:
+        while True:
+            packed, self._rest = first_message(self._rest)
+            if packed is None:
+                return
+            if "session" in (message := decode(packed)):
                 self._answer(message)
-
-    def _message(self) -> Map | None:
-        """The first whole message that has come, taken out."""
-        length, start = self._rest[1:2], 2
-        if length == b"\x7e":
-            length, start = self._rest[2:4], 4
-        stop = start + int.from_bytes(length, "big")
-        if len(self._rest) < max(stop, 4):
-            return None
-        message, self._rest = decode(self._rest[start:stop]), self._rest[stop:]
-        return message
 
     def _answer(self, message: Map) -> None:
         value: Any = _ANSWER

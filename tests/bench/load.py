@@ -240,10 +240,12 @@ class EchoLoad:
                 peer.issue()
 
     def _call(self, wire: Wire) -> Template:
-        return wire.template(_PROVIDER, call_message(_PROVIDER, _METHOD, [self._value]))
+        provider = wire.address(_PROVIDER)
+        return wire.template(provider, call_message(wire.address(wire.name), provider, _METHOD, [self._value]))
 
     def _reply(self, wire: Wire, provider: Wire) -> Template:
-        return provider.template(wire.name, result_message(wire.name, self._value))
+        caller = wire.address(wire.name)
+        return provider.template(caller, result_message(caller, self._value))
 
     def _warm_up(self, wire: Wire, provider: Wire) -> tuple[Shape, Shape]:
         """Make some calls in which every value is compared; the shapes of a call and of its answer."""

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tests.bench.servers import Server
 from tests.bench.work import CALLS, LATENCY_50, LATENCY_99, MEMORY, PROCESSOR, Row, Work
 
-HEAD = ("work", "server", CALLS, LATENCY_50, LATENCY_99, PROCESSOR, MEMORY, "hypha: calls/s", "hypha: CPU or memory")
+#: The columns of what the server under test does and needs, in units of another server's.
+BESIDE, BESIDE_LATENCY, BESIDE_COST = "hypha: calls/s", "hypha: p50", "hypha: CPU or memory"
+HEAD = ("work", "server", CALLS, LATENCY_50, LATENCY_99, PROCESSOR, MEMORY, BESIDE, BESIDE_LATENCY, BESIDE_COST)
 
 
-def labels(works: Sequence[Work]) -> list[tuple[str, str]]:
+def labels(works: Sequence[Work], servers: Sequence[Server]) -> list[tuple[str, str]]:
     """The first two cells of every row."""
-    return [(work.title, server.title) for work in works for server in work.servers]
+    return [(work.title, server.title) for work in works for server in work.servers if server in servers]
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """One row as text."""
     figures = (_figure(row.medians.get(name)) for name in HEAD[2:7])
     cost = row.ratios.get(PROCESSOR, row.ratios.get(MEMORY))
-    return (row.work.title, row.server.title, *figures, _ratio(row.ratios.get(CALLS)), _ratio(cost))
+    ratios = (row.ratios.get(CALLS), row.ratios.get(LATENCY_50), cost)
+    return (row.work.title, row.server.title, *figures, *map(_ratio, ratios))
 
 
 def _figure(value: float | None) -> str:

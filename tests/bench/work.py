@@ -11,7 +11,8 @@ from typing import Protocol
 
 from tests.bench import http
 from tests.bench.load import EchoLoad
-from tests.bench.servers import BARE, HYPHA, STACK, TCP, Live, Server
+from tests.bench.servers import BARE, HYPHA, PUBLISHED, STACK, TAKEN, TCP, Live, Server
+from tests.bench.visits import VisitLoad
 
 KIB, MIB = 2**10, 2**20
 STACK_ROUTE = "/hello"
@@ -55,7 +56,7 @@ def measured(load: _Load, live: Live, seconds: float) -> Found:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """One row group of the table. *against*: its yardsticks.
+    """One row group of the table. *against*: its yardsticks, which are measured when they are asked for.
 
     *once*: measured in the first round alone, of servers that have just been started.
     """
@@ -95,6 +96,18 @@ def ask(connections: int) -> Callable[[Server, Live, float], Found]:
     return measure
 
 
+def visit(count: int, *, register: bool) -> Callable[[Server, Live, float], Found]:
+    """Clients that connect, maybe register a service, and leave, *count* of them at a time: each is one call."""
+
+    def measure(server: Server, live: Live, seconds: float) -> Found:
+        (host,) = server.dial(live, ["host"])
+        credentials = server.credentials(host)
+        load = VisitLoad(lambda name: host.visit(name, register, **credentials), count, host)
+        return measured(load, live, seconds)
+
+    return measure
+
+
 def idle(count: int) -> Callable[[Server, Live, float], Found]:
     """Connections that have said one thing and then nothing: the memory of each, a tenth of them being there before."""
 
@@ -110,13 +123,18 @@ def idle(count: int) -> Callable[[Server, Live, float], Found]:
     return measure
 
 
+_ALL = (BARE, STACK, TCP, PUBLISHED)
+
 WORKS = (
-    Work("one", "1 KiB, 1 caller, 1 call in flight", (BARE, STACK, TCP), echo(KIB, 1, 1)),
-    Work("small", "1 KiB, 1 caller, 64 in flight", (BARE, STACK, TCP), echo(KIB, 1, 64)),
-    Work("small-16", "1 KiB, 16 callers, 4 in flight each", (BARE, STACK, TCP), echo(KIB, 16, 4)),
-    Work("large", "1 MiB, 1 caller, 2 in flight", (BARE, STACK, TCP), echo(MIB, 1, 2)),
+    Work("one", "1 KiB, 1 caller, 1 call in flight", _ALL, echo(KIB, 1, 1)),
+    Work("small", "1 KiB, 1 caller, 64 in flight", _ALL, echo(KIB, 1, 64)),
+    Work("small-16", "1 KiB, 16 callers, 4 in flight each", _ALL, echo(KIB, 16, 4)),
+    Work("quarter", "256 KiB, 1 caller, 4 in flight", _ALL, echo(256 * KIB, 1, 4)),
+    Work("large", "1 MiB, 1 caller, 2 in flight", _ALL, echo(MIB, 1, 2)),
     Work("large-16", "1 MiB, 16 callers, 2 in flight each", (BARE, STACK, TCP), echo(MIB, 16, 2)),
     Work("http", "HTTP, 32 connections, 1 request in flight each", (STACK,), ask(32)),
+    Work("connect", "connect and leave, 8 at a time", (BARE, TAKEN, STACK, PUBLISHED), visit(8, register=False)),
+    Work("register", "connect, register a service and leave, 8 at a time", (PUBLISHED,), visit(8, register=True)),
     Work("idle", "500 idle connections", (BARE, STACK), idle(500), once=True),
 )
 
@@ -146,3 +164,8 @@ def rows(work: Work, rounds: Mapping[Server, Sequence[Found]]) -> list[Row]:
             ratios = {name: statistics.median(ours[name] / theirs[name] for ours, theirs in pairs) for name in medians}
         found.append(Row(work, server, medians, ratios))
     return found
+
+
+def compared(servers: Sequence[Server]) -> list[Work]:
+    """The works that *servers* can be compared in."""
+    return [work for work in WORKS if len(servers) == 1 or len(set(work.servers) & set(servers)) > 1]

@@ -66,6 +66,14 @@ CLIENTS = (
     ),
 )
 
+#: The present-day original, which the benchmark can measure beside this server. It lacks two of its requirements.
+PUBLISHED_VERSION = "0.21.137"
+PUBLISHED = Environment(
+    f"hypha-{PUBLISHED_VERSION}",
+    (f"hypha=={PUBLISHED_VERSION}", "hypha-rpc==0.21.47", "aiobotocore", "sqlmodel<0.0.30"),
+    "import hypha.server",
+)
+
 
 def fingerprint(environment: Environment, interpreter: str) -> str:
     """A digest of everything that *environment* is built from."""

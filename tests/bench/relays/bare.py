@@ -60,17 +60,21 @@ class Peer:
         return b"" if sent == sum(map(len, buffers)) else b"".join(buffers)[sent:]
 
 
-async def serve_peer(peers: dict[str, Peer], stream: trio.SocketStream) -> None:
+async def serve_stream(peers: dict[str, Peer], stream: trio.SocketStream) -> None:
     """One connection, from its handshake to its end."""
     async with stream:
-        client = await upgrade(stream)
-        peer = peers[client] = Peer(client, stream)
-        try:
-            await pass_on(peers, peer, stream)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # an end as good as any other
-        finally:
-            del peers[client]
+        await serve_peer(peers, await upgrade(stream), stream)
+
+
+async def serve_peer(peers: dict[str, Peer], client: str, stream: trio.SocketStream, early: bytes = b"") -> None:
+    """The connection of *client* after its handshake, with the bytes that came *early*."""
+    peer = peers[client] = Peer(client, stream)
+    try:
+        await pass_on(peers, peer, stream, early)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass  # an end as good as any other
+    finally:
+        del peers[client]
 
 
 async def upgrade(stream: trio.SocketStream) -> str:
@@ -87,11 +91,12 @@ async def upgrade(stream: trio.SocketStream) -> str:
     return client[1].decode()
 
 
-async def pass_on(peers: dict[str, Peer], peer: Peer, stream: trio.SocketStream) -> None:
+async def pass_on(peers: dict[str, Peer], peer: Peer, stream: trio.SocketStream, early: bytes) -> None:
     """Route every message until the client goes."""
     codec = Codec(_LARGEST)
     while True:
-        data = await stream.receive_some(_READ)
+        data = early or await stream.receive_some(_READ)
+        early = b""
         if not data:
             return
         touched = {}
@@ -107,4 +112,4 @@ async def pass_on(peers: dict[str, Peer], peer: Peer, stream: trio.SocketStream)
 
 if __name__ == "__main__":
     tune_memory()
-    run(partial(serve_streams, partial(serve_peer, {})))
+    run(partial(serve_streams, partial(serve_stream, {})))
