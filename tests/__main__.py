@@ -1,6 +1,7 @@
 """``python3 -m tests [soak] [pytest arguments]``: everything that has to pass, with one command.
 
-``python3 -m tests bench [arguments]`` builds the server's environment and runs the benchmark in it, nothing else.
+``python3 -m tests bench [arguments]`` builds the server's environment and runs the benchmark in it, nothing else. The
+benchmark itself builds that of the published server, when it is asked to measure it.
 
 Makes sure that the machine has what is needed, builds the environments of the tests, and runs the linter, the
 formatter's check, the type checker and pytest. The exit code is 0 when all of them passed, pytest's own when it
