@@ -13,10 +13,19 @@ import pytest
 
 from tests.bench.load import Shape
 from tests.bench.page import PAGE, TABLES, Asked, asked_table, rows, written
-from tests.bench.servers import BARE, SERVERS, UNLIMITED, Server
+from tests.bench.servers import BARE, HYPHA, PUBLISHED, SERVERS, UNLIMITED, Published, Server
 from tests.bench.table import BESIDE, BESIDE_LATENCY, HEAD, labels, markdown
-from tests.bench.wire import SESSION, Template, WrongAnswer, call_message, decode, first_message, next_session
-from tests.bench.work import WORKS, compared
+from tests.bench.wire import (
+    SESSION,
+    ModernWire,
+    Template,
+    WrongAnswer,
+    call_message,
+    decode,
+    first_message,
+    next_session,
+)
+from tests.bench.work import WORKS, Work, compared
 from tests.house.environments import clean_environ
 from tests.house.steps import ROOT
 
@@ -61,6 +70,20 @@ def test_one_measurement_runs_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (rounds,) = json.loads((tmp_path / "one").read_text())["rounds"]
     assert (rounds["work"], rounds["server"], len(rounds["rounds"])) == ("small", "bare", 2)
+
+
+class Ours(Published):
+    """This server, spoken to as the published one is."""
+
+    running = Server.running
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", compared((HYPHA, PUBLISHED)), ids=lambda work: work.name)
+def test_the_load_of_the_published_server_is_right(work: Work) -> None:
+    ours = Ours("ours", "ours", HYPHA.command, wire=ModernWire)
+    with ours.running() as live:
+        assert min(work.measure(ours, live, 0.05).values()) > 0
 
 
 @pytest.mark.parametrize(
