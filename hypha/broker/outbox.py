@@ -44,6 +44,7 @@ class Outbox:
     __slots__ = (
         "_admitted",
         "_dirty",
+        "_frame",
         "_limit",
         "_line",
         "_parts",
@@ -59,6 +60,7 @@ class Outbox:
 
     def __init__(self, transport: Transport, limit: int, reserve: int, dirty: DirtyOutboxes) -> None:
         self._transport = transport
+        self._frame = transport.frame
         self._dirty = dirty
         self._limit = limit
         self._reserve = reserve
@@ -113,7 +115,7 @@ class Outbox:
             self._dirty[self] = None
 
     def _enter(self, size: int, header: Buffer, body: Buffer) -> None:
-        head = self._transport.frame(size)
+        head = self._frame(size)
         self._parts += (head, header, body)
         self.pending += len(head) + size
         self._dirty[self] = None

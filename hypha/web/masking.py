@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
 from hypha.wire.frame import Buffer
 
@@ -15,12 +16,11 @@ def mask_in_python(data: Buffer, mask: Buffer) -> bytes:
     return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
 
 
-_apply_mask: Any = mask_in_python
+Masking = Callable[[Buffer, Buffer], bytes]
+
+#: The bytes of the first argument with the four of the second laid over them, again and again.
+apply_mask: Masking = mask_in_python
 with contextlib.suppress(ImportError):  # a platform without a wheel of websockets
-    from websockets.speedups import apply_mask as _apply_mask
+    from websockets import speedups
 
-
-def apply_mask(data: Buffer, mask: Buffer) -> bytes:
-    """*data* with the four bytes of *mask* laid over it, again and again."""
-    masked: bytes = _apply_mask(data, mask)
-    return masked
+    apply_mask = cast("Masking", speedups.apply_mask)

@@ -171,14 +171,19 @@ class Connection:
 
     async def take(self, items: Iterable[Incoming]) -> int | None:
         """Route every message of a chunk, giving way after each turn. Returns a close code at the end."""
-        limits, session, route = self.broker.limits, self.session, self.broker.router.route
+        limits, session = self.broker.limits, self.session
+        read, route = self.broker.reader.read, self.broker.router.route
         frames, calls, started = 0, session.server_calls, time.perf_counter()
         for item in items:
             if isinstance(item, Message):
-                frame = self._read(item)
-                blocked = None if frame is None else route(session, frame)
-                if frame is not None and blocked is not None:
-                    await self._wait_and_route(frame, blocked)
+                try:
+                    frame = read(item)
+                except ProtocolViolation as exc:
+                    self._drop(exc)
+                else:
+                    blocked = route(session, frame)
+                    if blocked is not None:
+                        await self._wait_and_route(frame, blocked)
             elif isinstance(item, Reply):
                 self._answer(item.data)
             elif isinstance(item, str) and not session.dialect.legacy_manager:
@@ -233,15 +238,11 @@ class Connection:
         if reply is not None:
             self.session.outbox.put_raw(self.transport.codec.text(reply))
 
-    def _read(self, data: Buffer) -> Frame | None:
-        """The message in *data*; None for what is none, which is counted and dropped."""
-        try:
-            return self.broker.reader.read(data)
-        except ProtocolViolation as exc:
-            self.session.malformed += 1
-            if self.session.malformed == 1:  # their number stands in the line of the end
-                logger.info("dropped a message from %s: %s", self.session.name, exc)
-            return None
+    def _drop(self, violation: ProtocolViolation) -> None:
+        """Count what is no message; the number stands in the line of the end."""
+        self.session.malformed += 1
+        if self.session.malformed == 1:
+            logger.info("dropped a message from %s: %s", self.session.name, violation)
 
     async def _wait_and_route(self, frame: Frame, blocked: PeerSession | None) -> None:
         """The only wait of the frame path: for room at a slow target, which is cut when there is none in time."""

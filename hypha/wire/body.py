@@ -47,7 +47,7 @@ def check_body(frame: Frame) -> None:
     """Raise :class:`ProtocolViolation` unless the body of *frame* is absent or may pass."""
     if frame.flaw is not None:
         raise ProtocolViolation(frame.flaw)
-    if not frame.is_decoded:
+    if not frame.is_clean:
         extra = unpack_body(_without_long_bytes(frame.body))
         if not RESERVED.isdisjoint(extra):
             raise ProtocolViolation(reserved_text(extra))

@@ -49,11 +49,11 @@ class Frame:
     """A parsed message.
 
     *fields* is the header without what only the server may say (``from``, ``user``, ``ws``); unknown fields are kept.
-    *body* is the rest of the message, as it came. *flaw* says why the body may not pass, if that is known already;
-    *is_decoded* whether it is.
+    *body* is the rest of the message, as it came. *is_clean* says that it has been decoded and may pass, *flaw* why it
+    may not; when neither is known, nobody has looked yet.
     """
 
-    __slots__ = ("_extra", "body", "fields", "flaw", "is_decoded", "method", "parent", "session", "to", "type")
+    __slots__ = ("_extra", "body", "fields", "flaw", "is_clean", "method", "parent", "session", "to", "type")
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Frame:
         extra: dict[str, Any] | None = None,
         flaw: str | None = None,
     ) -> None:
-        """*extra* is the decoded body; when there is neither it nor a flaw, the body is decoded when it is needed."""
+        """*extra* is the decoded body, without one that it must not hold (:data:`RESERVED`)."""
         self.to = to
         self.type = kind
         self.method = method
@@ -77,7 +77,7 @@ class Frame:
         self.body = body
         self._extra = extra
         self.flaw = flaw
-        self.is_decoded = extra is not None or flaw is not None
+        self.is_clean = extra is not None
 
     @property
     def wants_answer(self) -> bool:
@@ -96,7 +96,7 @@ class Frame:
         """Put another *body* in the place of the one that came."""
         self.body = body
         self._extra = self.flaw = None
-        self.is_decoded = False
+        self.is_clean = False
 
 
 class FrameReader:
