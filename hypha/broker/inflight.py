@@ -47,9 +47,9 @@ def settle(sender: Session, caller: Session, message: Frame) -> None:
     session_id, _, name = method.rpartition(".")
     if caller.outbound.get(session_id) is not sender:
         return
-    if name in {"resolve", "reject"}:
-        end_call(caller, session_id)
-    else:
+    if name == "resolve" or name == "reject":
+        del caller.outbound[session_id], sender.inbound[caller, session_id]
+    if sender.unheard:
         sender.unheard.discard((caller, session_id))
 
 

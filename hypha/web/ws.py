@@ -172,8 +172,8 @@ class Connection:
     async def take(self, items: Iterable[Incoming]) -> int | None:
         """Route every message of a chunk, giving way after each turn. Returns a close code at the end."""
         limits, session = self.broker.limits, self.session
-        read, route = self.broker.reader.read, self.broker.router.route
-        frames, calls, started = 0, session.server_calls, time.perf_counter()
+        read, route, clock = self.broker.reader.read, self.broker.router.route, time.perf_counter
+        frames, calls, started = 0, session.server_calls, clock()
         for item in items:
             if isinstance(item, Message):
                 try:
@@ -194,11 +194,11 @@ class Connection:
             if (
                 frames >= limits.turn_frames
                 or session.server_calls - calls >= _TURN_CALLS
-                or time.perf_counter() - started > limits.turn_seconds
+                or clock() - started > limits.turn_seconds
             ):
                 self._end_turn()
                 await trio.lowlevel.checkpoint()
-                frames, calls, started = 0, session.server_calls, time.perf_counter()
+                frames, calls, started = 0, session.server_calls, clock()
         self._end_turn()
         return None
 

@@ -284,9 +284,8 @@ class Fields:
 
 def encode_header(fields: Mapping[str, Any], stamp: Fields) -> bytes:
     """One msgpack map of *fields* and the encoded *stamp*."""
-    count = len(fields)
-    packed = packer.pack(fields)
-    own = packed[1:] if count < 16 else packed[3:]  # without its own head, for which there is one for both
-    count += stamp.count
-    head = _MAP_HEADS[count] if count < 16 else struct.pack(">BH", 0xDE, count)
-    return b"".join((head, own, stamp.data))
+    packed, count = packer.pack(fields), len(fields) + stamp.count
+    # Without the head of the fields alone: there is one for both.
+    if count < 16:
+        return b"".join((_MAP_HEADS[count], packed[1:], stamp.data))
+    return b"".join((struct.pack(">BH", 0xDE, count), packed[1 if len(fields) < 16 else 3 :], stamp.data))
