@@ -12,9 +12,8 @@ from quart_trio import QuartTrio
 from hypha.broker.broker import Broker
 from hypha.config import Config
 from hypha.store import open_data_dir
-from hypha.web import guard
+from hypha.web import guard, listing, login
 from hypha.web.front import Front
-from hypha.web.listing import add_routes
 from hypha.web.pages import create_app
 from hypha.web.proxy import Proxy
 from hypha.web.upgrade import Upgrade
@@ -39,7 +38,8 @@ class Assembly:
         self._stop = trio.Event()
         self._done = trio.Event()
         self._app = create_app(self)
-        add_routes(self._app, lambda: self._open_rooms().broker)
+        for room in (listing, login):
+            room.add_routes(self._app, lambda: self._open_rooms().broker)
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
 

@@ -80,6 +80,8 @@ class Limits:
     json_array_bytes: int = 1 * MIB
     token_seconds: float = 10800.0
     reconnection_token_seconds: float = 172800.0
+    login_keys: int = 2000
+    login_seconds: float = 180.0
     session_grace: float = 3600.0
     suspended_sessions: int = 10_000
     suspended_per_principal: int = 100

@@ -18,8 +18,17 @@ from hypha.broker.endpoint import ServerSession
 from hypha.broker.events import publish
 from hypha.broker.inflight import end_session, forget_silent
 from hypha.broker.info import service_info
+from hypha.broker.login import DESCRIPTION, Login
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
-from hypha.broker.registry import Parked, Registration, Registry, Suspended, Workspace, registrations
+from hypha.broker.registry import (
+    Parked,
+    Registration,
+    Registry,
+    Suspended,
+    Workspace,
+    parse_registration,
+    registrations,
+)
 from hypha.broker.router import Router
 from hypha.broker.session import PeerSession
 from hypha.broker.tokens import Resumption, Tokens, new_user_id
@@ -69,6 +78,8 @@ class Broker:
         self.server = ServerSession(server_id, self.registry, config.limits, self.dirty, self.reader)
         self.server.functions.update(builtin.functions(self))
         self.server.modern_functions.update(modern.functions(self))
+        self.login = Login(self)
+        self.server.own.add(parse_registration(DESCRIPTION, server_id), self.login.functions())
         self.router = Router(self.registry, self.server, self.reader)
         self._clock = clock
         self._generation = 0
@@ -107,12 +118,16 @@ class Broker:
             life = float(asked)
         else:
             raise InvalidArgument("expires_in must be a number of seconds above 0")
-        if issuer.expires_at is None:
+        remaining = self.remaining(issuer)
+        if remaining is None:
             return life
-        remaining = issuer.expires_at - self._clock()
         if remaining <= 0:
             raise NotAuthenticated("your own token has expired; connect with a new one")
         return min(life, remaining)
+
+    def remaining(self, principal: Principal) -> float | None:
+        """Seconds until the token of *principal* expires; None for who has none."""
+        return None if principal.expires_at is None else principal.expires_at - self._clock()
 
     def resumption_token(self, session: PeerSession) -> str:
         """The token with which *session*'s client comes back as the same client."""
@@ -127,6 +142,8 @@ class Broker:
         Raises a :class:`HyphaError` that says why not.
         """
         client_id = check_client_id(credentials.client_id)
+        if client_id == self.server.address.client:
+            raise InvalidArgument(f"client id {client_id!r} is the server's own; choose another")
         if credentials.reconnection_token:
             return self._readmit(client_id, self.tokens.verify_resumption(credentials.reconnection_token))
         principal = self.authenticate(credentials.token)
@@ -331,6 +348,7 @@ class Broker:
         """Once a second: heartbeats and ends of calls, ends of grace periods, expired tokens, idle workspaces."""
         now, wall = self.now(), self._clock()
         self.server.sweep(now)
+        self.login.sweep(now)
         if now >= self._next_look:
             # Not before a provider would be cut that is silent itself: its callers must still be told.
             self._next_look = now + 2 * self.limits.busy_silence_seconds

@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from hypha.broker.access import Action, Level, level_in
-from hypha.broker.endpoint import Function, ServerCall, chunk_functions
+from hypha.broker.endpoint import ServerCall, chunk_functions
+from hypha.broker.function import Function
 from hypha.broker.info import summary
+from hypha.broker.issuing import issue
 from hypha.broker.manager import (
     BUILT_IN,
     DEFAULT,
@@ -270,7 +272,7 @@ class LegacyManager(Manager):
         config = as_map(config, "generate_token takes a map")
         grants = self._grants(call, config)
         home = next((name for name in grants if name == config.get("workspace")), None)
-        return legacy_form(*self._issue(call, config, grants, home))
+        return legacy_form(*issue(self._broker, call.principal, config, grants, home))
 
     async def set_workspace_info(self, call: ServerCall, config: dict[str, Any]) -> None:
         """Change the WorkspaceInfo of the workspace."""

@@ -7,18 +7,19 @@ attribute of anything is ever looked up by a peer's text.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
 from hypha.broker.access import ROOT, Action, Principal, may
+from hypha.broker.function import Function
 from hypha.broker.inflight import begin_call, end_call, settle
 from hypha.broker.outbox import DirtyOutboxes, flush_dirty
+from hypha.broker.own import OwnServices, Visit
 from hypha.broker.registry import Registry, Workspace
 from hypha.broker.session import PeerSession, Session, gone_text, server_stamp
 from hypha.config import Limits
@@ -56,41 +57,6 @@ class ServerCall:
     principal: Principal
 
 
-@dataclass(frozen=True, slots=True)
-class Function:
-    """One function that peers may call. *needs* is what the caller must be allowed to do in the workspace."""
-
-    run: Callable[..., Awaitable[Any]]
-    needs: Action | None
-    signature: inspect.Signature
-    described: bool = False
-
-    @classmethod
-    def of(
-        cls, run: Callable[..., Awaitable[Any]], needs: Action | None = None, *, described: bool = False
-    ) -> Function:
-        """Wrap a coroutine function whose first parameter is the :class:`ServerCall`.
-
-        *described*: its callers are told what it does and takes.
-        """
-        return cls(run, needs, inspect.signature(run), described)
-
-    def annotations(self, name: str) -> dict[str, Any]:
-        """What callers are told of the function beside its address (``protocol.md`` 3.2)."""
-        if not self.described:
-            return {}
-        text = inspect.cleandoc(self.run.__doc__ or name)
-        _, *parameters = self.signature.parameters.values()
-        named = [item for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD]
-        schema = {
-            "type": "object",
-            "properties": {item.name: _json_schema(item) for item in named},
-            "required": [item.name for item in named if item.default is item.empty],
-        }
-        first_line = text.partition("\n")[0]
-        return {"_rdoc": text, "_rschema": {"name": name, "description": first_line, "parameters": schema}}
-
-
 @dataclass(slots=True, eq=False)
 class _Running:
     """A function that has not answered yet; the sweeper keeps its caller waiting."""
@@ -116,6 +82,7 @@ class ServerSession(Session):
         self.functions: dict[str, Function] = {}
         #: What is called at ``*/<server id>``, where modern clients ask.
         self.modern_functions: dict[str, Function] = {}
+        self.own = OwnServices(self, registry)
         self.reader = reader
         self._registry = registry
         self._dirty = dirty
@@ -186,6 +153,10 @@ class ServerSession(Session):
             return False, values.error(internal_error(exc).remote_text())
 
     async def _call_function(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> Any:
+        service = self.own.find(to, path)
+        if service is not None:
+            visit = Visit(sender.principal, sender.address.workspace, sender.base_url, sender.dialect.language)
+            return await self.own.call(service, path, visit, body.args, body.kwargs)
         home = sender.address.workspace if to.client != LEGACY_SERVER_CLIENT else to.workspace
         workspace = self._registry.workspaces.get(home)
         if workspace is None or not _is_visible(workspace, sender):
@@ -196,11 +167,7 @@ class ServerSession(Session):
         if function.needs is not None and not may(sender.principal, function.needs, workspace).allowed:
             raise PermissionDenied(f"Permission denied for workspace {home}.")
         call = ServerCall(sender, to, workspace, sender.principal)
-        try:
-            bound = function.signature.bind(call, *body.args, **body.kwargs)
-        except TypeError as exc:
-            raise InvalidArgument(f"{path.rpartition('.')[2]}: {exc}") from exc
-        return await function.run(*bound.args, **bound.kwargs)
+        return await function.call(call, path.rpartition(".")[2], body.args, body.kwargs)
 
     def sweep(self, now: float) -> None:
         """Send the heartbeats that are due (``protocol.md`` 4.6). *now* is trio time."""
@@ -243,6 +210,12 @@ class ServerSession(Session):
             entry.alive()
 
     # --- calling ----------------------------------------------------------------------------------------------
+
+    async def get_service(self, provider: Session, service_id: str, patience: float | None = None) -> Any:
+        """The service object as its provider describes it now; the server knows its own. Raises what a call does."""
+        if isinstance(provider, PeerSession):
+            return await self.call(provider, "services.built-in.get_service", [service_id], patience=patience)
+        return self.own.interface(service_id)
 
     def address_for(self, provider: PeerSession) -> Address:
         """The address as which the server calls a provider: each dialect trusts another (``protocol.md`` 5.5)."""
@@ -339,26 +312,6 @@ class ServerSession(Session):
                 raise PeerGone(gone_text(target.address))
             await target.outbox.wait_room(len(header) + len(body))
         target.outbox.flush()
-
-
-_JSON_TYPES = {
-    "str": "string",
-    "bool": "boolean",
-    "int": "integer",
-    "float": "number",
-    "list": "array",
-    "dict": "object",
-}
-
-
-def _json_schema(parameter: inspect.Parameter) -> dict[str, Any]:
-    """A parameter as JSON schema, by its annotation, which is text; one of several types is of any."""
-    kinds = [part.partition("[")[0].strip() for part in str(parameter.annotation).split("|")]
-    known = [_JSON_TYPES[kind] for kind in kinds if kind in _JSON_TYPES]
-    schema: dict[str, Any] = {"type": known[0]} if len(known) == 1 else {}
-    if parameter.default is not parameter.empty:
-        schema["default"] = parameter.default
-    return schema
 
 
 def _is_visible(workspace: Workspace, sender: PeerSession) -> bool:

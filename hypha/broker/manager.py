@@ -12,15 +12,16 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hypha.broker.access import Level, Principal, level_in
-from hypha.broker.endpoint import Function, ServerCall
+from hypha.broker.endpoint import ServerCall
+from hypha.broker.function import Function
 from hypha.broker.info import summary
+from hypha.broker.issuing import grant
 from hypha.broker.registry import Workspace
-from hypha.broker.session import PeerSession, Service
-from hypha.broker.tokens import is_user_id, new_user_id
+from hypha.broker.session import PeerSession, Service, Session
+from hypha.broker.tokens import is_user_id
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, PermissionDenied, ServiceNotFound
 from hypha.wire import values
-from hypha.wire.address import ServiceQuery, check_client_id
-from hypha.wire.calls import encode_value
+from hypha.wire.address import ServiceQuery
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
@@ -99,8 +100,8 @@ class Manager:
                 place[last] = values.method(str(call.to), path, **function.annotations(last))
         return service
 
-    async def _fetch(self, provider: PeerSession, service_id: str, patience: float | None = None) -> dict[str, Any]:
-        value = await self._broker.server.call(provider, BUILT_IN + "get_service", [service_id], patience=patience)
+    async def _fetch(self, provider: Session, service_id: str, patience: float | None = None) -> dict[str, Any]:
+        value = await self._broker.server.get_service(provider, service_id, patience)
         if not isinstance(value, dict):
             raise ServiceNotFound(f"Service not found: {service_id}, {provider.name} answered without one")
         service: dict[str, Any] = values.absolute_targets(value, provider.address.workspace)
@@ -132,24 +133,6 @@ class Manager:
 
     # --- tokens and workspaces --------------------------------------------------------------------------------
 
-    def _issue(
-        self, call: ServerCall, config: dict[str, Any], grants: dict[str, Level], home: str | None
-    ) -> tuple[str, str]:
-        """A new user's id and the token that proves it: never wider, nor longer, than the caller's own rights."""
-        principal = Principal(
-            id=new_user_id(),
-            is_anonymous=call.principal.is_anonymous,
-            email=_own_email(call.principal, config.get("email")),
-            parent=call.principal.parent or call.principal.id,
-            grants=grants,
-            home=home,
-            client=_own_client(call.principal, config.get("client_id")),
-        )
-        if len(encode_value(principal.to_wire(None))) > _MAX_USER:
-            raise LimitExceeded("a token for so many workspaces would make every message too long; ask for fewer")
-        life = self._broker.token_life(call.principal, config.get("expires_in"))
-        return principal.id, self._broker.tokens.issue(principal, expires_in=life)
-
     def _grants(self, call: ServerCall, config: dict[str, Any]) -> dict[str, Level]:
         scopes = config.get("scopes") or [config.get("workspace") or call.workspace.name]
         if not isinstance(scopes, list) or not all(isinstance(name, str) for name in scopes):
@@ -158,15 +141,7 @@ class Manager:
         wanted = Level.parse(asked) if isinstance(asked, str) else None
         if asked is not None and wanted is None:
             raise InvalidArgument("permission must be read, read_write or admin")
-        return {name: self._grant(call.principal, name, wanted) for name in scopes}
-
-    def _grant(self, principal: Principal, name: str, wanted: Level | None) -> Level:
-        workspace = self._registry.workspaces.get(name)
-        own = level_in(principal, workspace) if workspace is not None else Level.NONE
-        level = min(own, Level.READ_WRITE) if wanted is None else wanted
-        if own is Level.NONE or level > own:
-            raise PermissionDenied(f"User has no permission to workspace: {name}")
-        return level
+        return {name: grant(self._broker, call.principal, name, wanted) for name in scopes}
 
     async def create_workspace(
         self, call: ServerCall, config: dict[str, Any], overwrite: bool = False
@@ -223,7 +198,6 @@ def own_workspace(call: ServerCall) -> PeerSession:
 
 _LISTS = ("owners", "allow_list", "deny_list")
 _MAX_LIST = 1000
-_MAX_USER = 4096  # bytes of the user map, which is a part of every message (``protocol.md`` 2.6)
 _WORKSPACE_KEYS = frozenset({*_LISTS, "persistent", "visibility", "description"})
 #: Keys of WorkspaceInfo that users of the original pass and that mean nothing here.
 _IGNORED_KEYS = frozenset(
@@ -262,18 +236,3 @@ def apply(workspace: Workspace, settings: dict[str, Any]) -> None:
     workspace.persistent = bool(settings.get("persistent", workspace.persistent))
     workspace.visibility = settings.get("visibility", workspace.visibility)
     workspace.description = settings.get("description", workspace.description)
-
-
-def _own_email(principal: Principal, asked: Any) -> str | None:
-    if asked is None or asked == principal.email:
-        return principal.email
-    raise PermissionDenied("a token cannot carry another e-mail address than its issuer's")
-
-
-def _own_client(principal: Principal, asked: Any) -> str | None:
-    """The one client id that a token is for; a token of such a token is for the same."""
-    if asked is None or asked == principal.client:
-        return principal.client
-    if principal.client is not None:
-        raise PermissionDenied("a token cannot be for another client id than its issuer's")
-    return check_client_id(asked)

@@ -10,8 +10,10 @@ import hypha
 from hypha.broker import events
 from hypha.broker.access import Action, Level, level_in, may
 from hypha.broker.builtin import BUILT_IN_CONFIG, built_in_functions
-from hypha.broker.endpoint import Function, ServerCall
+from hypha.broker.endpoint import ServerCall
+from hypha.broker.function import Function
 from hypha.broker.info import built_in_info, service_info
+from hypha.broker.issuing import issue
 from hypha.broker.manager import BUILT_IN, DEFAULT, Manager, Run, as_map
 from hypha.broker.registry import Workspace, not_found_hint, parse_registration
 from hypha.broker.selection import choose
@@ -73,9 +75,12 @@ class ModernManager(Manager):
         """The server's own services as objects."""
         if service_id == _BUILT_IN_NAME:
             return self._object(call, _BUILT_IN_NAME, BUILT_IN, BUILT_IN_CONFIG, self._broker.server.modern_functions)
-        if service_id != "default":
+        if service_id == "default":
+            return self._own_object(call)
+        own = [service for service in self._registry.named(str(service_id)) if service.session is self._broker.server]
+        if not self._registry.callable_by(call.principal, call.workspace.name, own):
             raise NotFound(f"'Service not found: {str(service_id)[:200]}'")
-        return self._own_object(call)
+        return self._broker.server.own.interface(service_id)
 
     def _own_object(self, call: ServerCall) -> dict[str, Any]:
         config = {
@@ -273,7 +278,7 @@ class ModernManager(Manager):
             raise InvalidArgument("extra_scopes are not known to this server")
         grants = self._grants(call, settings)
         home = settings.get("workspace") or next(iter(grants))
-        return self._issue(call, settings, grants, home if home in grants else None)[1]
+        return issue(self._broker, call.principal, settings, grants, home if home in grants else None)[1]
 
     async def parse_token(self, call: ServerCall, token: str) -> dict[str, Any]:
         """The user that a token proves."""

@@ -15,7 +15,7 @@ import trio
 from hypha.broker.access import Action, Principal, may
 from hypha.broker.events import publish
 from hypha.broker.info import service_info
-from hypha.broker.session import Offer, PeerSession, Service, gone_text
+from hypha.broker.session import Offer, PeerSession, Service, Session, gone_text
 from hypha.config import RESERVED_NAMES, Limits
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, PeerGone
 from hypha.wire.address import PUBLIC_WORKSPACE, Address, check_name
@@ -35,6 +35,7 @@ class Workspace:
     """A realm: its members' clients call each other freely, everybody else needs a grant. Data, not a task.
 
     *members*: the clients connected now, by client id. *parked*: those that were lost and may come back.
+    *own_services*: what the server itself offers here, by service id.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Workspace:
     persistent: bool = False
     #: Whose quota it counts against, whoever owns it later; None for a user's own workspace.
     creator: str | None = None
+    own_services: dict[str, Service] = field(default_factory=dict)
     members: dict[str, PeerSession] = field(default_factory=dict)
     parked: dict[str, Parked] = field(default_factory=dict)
     #: trio time since which nobody is connected and nobody may come back; None while somebody is.
@@ -66,8 +68,9 @@ class Workspace:
         }
 
     def services(self) -> Iterator[Service]:
-        """Every service of the clients connected now."""
-        return itertools.chain.from_iterable(member.services.values() for member in self.members.values())
+        """Every service that is offered here now."""
+        offered = (member.services.values() for member in self.members.values())
+        return itertools.chain(self.own_services.values(), *offered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,22 +219,34 @@ class Registry:
 
     # --- services ---------------------------------------------------------------------------------------------
 
+    def offer(self, server: Session, workspace: Workspace, entry: Registration) -> Service:
+        """Enter a service of the server's own. Nobody else can offer one of its id in that workspace."""
+        service = self._service(server, workspace.name, entry, None)
+        workspace.own_services[service.id] = service
+        self._by_service_id.setdefault(service.id, {})[service] = None
+        return service
+
     def announce(self, session: PeerSession, registrations: Iterable[Registration], *, quietly: bool = False) -> None:
         """Replace the services of *session* by *registrations* in one step; kept ones keep their age.
 
         Hidden ones are left out. Those who subscribed to it hear of what has changed, unless *quietly*. Raises
-        :class:`PeerGone` for a session that is over: nobody would take its services out again, and
-        :class:`LimitExceeded` for more than is kept for it and sent in lists.
+        :class:`PeerGone` for a session that is over: nobody would take its services out again,
+        :class:`LimitExceeded` for more than is kept for it and sent in lists, and :class:`Conflict` for an id of the
+        server's own.
         """
         if not session.open:
             raise PeerGone(gone_text(session.address))
         entries = {entry.id: entry for entry in registrations if not entry.is_hidden}
+        self._require_free(session, entries)
         _require_within(self.limits, entries.values())
         before = session.services
+        home = session.address.workspace
         for service in before.values():
             self._unlist(service)
-        session.services = {name: self._service(session, entry, before.get(name)) for name, entry in entries.items()}
-        session.offer = _most_open(session.address.workspace, session.services.values())
+        session.services = {
+            name: self._service(session, home, entry, before.get(name)) for name, entry in entries.items()
+        }
+        session.offer = _most_open(home, session.services.values())
         for service in session.services.values():
             self._by_service_id.setdefault(service.id, {})[service] = None
         if not quietly:
@@ -244,6 +259,7 @@ class Registry:
         """
         if not session.open:
             raise PeerGone(gone_text(session.address))
+        self._require_free(session, [entry.id])
         before = session.services.get(entry.id)
         others = [other for other in registrations(session) if other.id != entry.id]
         _require_within(self.limits, [*others, entry])
@@ -251,7 +267,7 @@ class Registry:
             self._require_singleton(session, entry)
         else:
             self._unlist(before)
-        service = session.services[entry.id] = self._service(session, entry, before)
+        service = session.services[entry.id] = self._service(session, session.address.workspace, entry, before)
         session.offer = _most_open(session.address.workspace, session.services.values())
         self._by_service_id.setdefault(service.id, {})[service] = None
         kind = "service_added" if before is None else "service_updated"
@@ -267,6 +283,12 @@ class Registry:
         session.offer = _most_open(session.address.workspace, session.services.values())
         publish(self.workspaces[service.workspace], "service_removed", partial(service_info, service))
         return True
+
+    def _require_free(self, session: PeerSession, ids: Iterable[str]) -> None:
+        home = self.workspaces[session.address.workspace]
+        for service_id in ids:
+            if service_id in home.own_services:
+                raise Conflict(f"service id {service_id!r} in workspace {home.name!r} is the server's own")
 
     def _require_singleton(self, session: PeerSession, entry: Registration) -> None:
         for other in self.named(entry.id):
@@ -286,16 +308,16 @@ class Registry:
             elif service_info(old) != service_info(service):
                 publish(workspace, "service_updated", partial(service_info, service))
 
-    def _service(self, session: PeerSession, entry: Registration, before: Service | None) -> Service:
+    def _service(self, session: Session, workspace: str, entry: Registration, before: Service | None) -> Service:
         visibility, authorized = entry.config.get("visibility"), entry.config.get("authorized_workspaces")
         since = entry.since if before is None else before.since
         return Service(
-            workspace=session.address.workspace,
+            workspace=workspace,
             client=session.address.client,
             id=entry.id,
             name=entry.name,
             type=entry.type,
-            config={**entry.config, "workspace": session.address.workspace},
+            config={**entry.config, "workspace": workspace},
             description=entry.description,
             visibility="protected" if visibility not in ("public", "unlisted") else visibility,
             authorized_workspaces=frozenset(_texts(authorized)),

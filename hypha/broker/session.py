@@ -32,6 +32,7 @@ class Service:
 
     *visibility* is public, unlisted or protected (``decisions.md`` 20). *authorized_workspaces* may call although it
     is protected. *since* orders services by age: the smaller, the older. *size*: bytes of what its client said of it.
+    *session*: who answers for it, a client or the server itself.
     """
 
     workspace: str
@@ -45,7 +46,7 @@ class Service:
     authorized_workspaces: frozenset[str]
     since: int
     size: int
-    session: PeerSession
+    session: Session
     docs: Any = None
     app_id: str = "*"
     #: Function name -> what its client says of it, with the parameters as JSON schema (``protocol.md`` 5.3).

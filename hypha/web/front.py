@@ -78,7 +78,7 @@ class Front:
         self, raw_path: str, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         path = unquote(raw_path)
-        own = path.split("/")[1] in RESERVED_NAMES
+        own = path.split("/")[1] in RESERVED_NAMES or path.startswith("/public/apps/")
         mount = None if own else self._mounts.find(path)
         target = None if own else parse_path(raw_path)
         if mount is not None:

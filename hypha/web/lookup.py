@@ -79,7 +79,7 @@ def caller_in(principal: Principal, workspace: Workspace) -> Caller:
 
 async def fetch(broker: Broker, service: Service, patience: float | None = None) -> dict[str, Any]:
     """The service object as its provider describes it now. Raises what :meth:`ServerSession.call` raises."""
-    value = await broker.server.call(service.session, "services.built-in.get_service", [service.id], patience=patience)
+    value = await broker.server.get_service(service.session, service.id, patience)
     if not isinstance(value, dict):
         raise NotFound(f"service {service.id!r} is not offered by its client any more")
     return value

@@ -7,6 +7,7 @@ object and, when the response is out, no task is left of a request.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -14,10 +15,11 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 
 from hypha.broker.broker import Broker
-from hypha.broker.session import Service
-from hypha.errors import HyphaError, PermissionDenied, RemoteError, internal_error
+from hypha.broker.own import Visit
+from hypha.broker.session import PeerSession, Service
+from hypha.errors import CallTimeout, HyphaError, PermissionDenied, RemoteError, internal_error
 from hypha.web.arguments import Arguments, read_arguments
-from hypha.web.http import JSON, MSGPACK, BodyRoom, bearer_token, header, send_error, send_json, send_response
+from hypha.web.http import JSON, MSGPACK, BodyRoom, base_url, bearer_token, header, send_error, send_json, send_response
 from hypha.web.lookup import Caller, Target, parameters, plain_value, resolve
 from hypha.web.streaming import items, send_stream
 from hypha.wire import values
@@ -45,9 +47,9 @@ class Proxy:
                 arguments = await read_arguments(scope, receive, self._broker.limits)
                 nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
                 service, caller = resolve(self._broker, target, principal, arguments.mode)
-                value = await self._call(service, target.keys, caller, arguments)
+                value = await self._call(service, target.keys, caller, arguments, base_url(scope, scope["root_path"]))
                 encode = encode_value if as_msgpack else self._json
-                if values.is_generator(value):
+                if isinstance(service.session, PeerSession) and values.is_generator(value):
                     source = items(self._broker.server, service.session, value, caller, arguments.patience)
                     await send_stream(source, send, encode, as_msgpack=as_msgpack)
                 else:
@@ -60,19 +62,28 @@ class Proxy:
                 await send_error(send, internal_error(exc))
             nursery.cancel_scope.cancel()
 
-    async def _call(self, service: Service, keys: tuple[str, ...], caller: Caller, arguments: Arguments) -> Any:
+    async def _call(
+        self, service: Service, keys: tuple[str, ...], caller: Caller, arguments: Arguments, base_url: str
+    ) -> Any:
         value = await plain_value(self._broker, service, keys, arguments.patience)
         if value is not None:
             return value[0]
-        return await self._broker.server.call(
-            service.session,
-            ".".join(("services", service.id, *keys)),
-            arguments.args,
-            arguments.named(parameters(service, keys)),
-            source=caller.source,
-            stamp=caller.stamp(),
-            patience=arguments.patience,
-        )
+        path, kwargs = ".".join(("services", service.id, *keys)), arguments.named(parameters(service, keys))
+        server, patience = self._broker.server, arguments.patience
+        if isinstance(service.session, PeerSession):
+            return await server.call(
+                service.session,
+                path,
+                arguments.args,
+                kwargs,
+                source=caller.source,
+                stamp=caller.stamp(),
+                patience=patience,
+            )
+        visit = Visit(caller.principal, caller.source.workspace, base_url, "HTTP")
+        with trio.move_on_after(patience or math.inf):
+            return await server.own.call(service, path, visit, arguments.args, kwargs)
+        raise CallTimeout(f"there was no result for {patience:g} s")
 
     def _json(self, value: Any) -> bytes:
         plain = values.to_json(value, self._broker.limits.json_array_bytes)

@@ -28,6 +28,11 @@ class Dialect:
     chunk_bytes: int = 262_144
     redirections: Redirections = field(default_factory=dict)
 
+    @property
+    def language(self) -> str:
+        """What the client is written in."""
+        return "JavaScript" if self.by_position else "Python"
+
     def redirection(self, method: str, target: Dialect) -> str | None:
         """The name of the server's substitute for a call of *method* at *target*, if there is one."""
         return self.redirections.get((method, target.name)) if self.redirections else None

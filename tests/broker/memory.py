@@ -28,6 +28,8 @@ from hypha.wire.frame import Buffer
 EPOCH = 1_700_000_000.0
 KEY = b"k" * 32
 SERVER_ID = "server-id"
+#: What the server itself offers to everybody.
+LOGIN = f"public/{SERVER_ID}:hypha-login"
 HEAD = 4  # bytes that MemoryTransport puts in front of a message
 
 

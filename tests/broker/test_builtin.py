@@ -17,7 +17,7 @@ from hypha.broker.tokens import new_user_id
 from hypha.config import Limits
 from hypha.errors import NotAuthenticated, PermissionDenied
 from hypha.wire.dialect import MODERN
-from tests.broker.memory import EPOCH, Peer, Rejected, Scene
+from tests.broker.memory import EPOCH, LOGIN, Peer, Rejected, Scene
 
 pytestmark = pytest.mark.deadline(20)
 
@@ -505,13 +505,13 @@ async def test_services_are_listed_by_place_and_by_what_they_are(live: Scene) ->
         (None, mine),
         ({}, mine),
         ("lab", mine),
-        ("public", opened + shared),
+        ("public", [*opened, *shared, LOGIN]),
         ("other", opened),
-        ("*", mine + opened + shared),
+        ("*", [*mine, *opened, *shared, LOGIN]),
         ("nowhere", []),
         ("", mine),
-        ({"workspace": "public"}, shared),
-        ({"workspace": "*"}, mine + opened + shared),
+        ({"workspace": "public"}, [*shared, LOGIN]),
+        ({"workspace": "*"}, [*mine, *opened, *shared, LOGIN]),
         ({"workspace": "*", "type": "special"}, opened),
         ({"type": "test"}, mine),
         ({"id": "lab/a:both"}, ["lab/a:both"]),
@@ -529,7 +529,7 @@ async def test_unlisted_services_are_listed_only_at_home(live: Scene) -> None:
     a, b = live.join("lab/a"), live.join("other/b")
     for peer in (a, b):
         peer.announce("svc", visibility="unlisted")
-    assert [entry["id"] for entry in await a.ask("list_services", "*")] == ["lab/a:svc"]
+    assert [entry["id"] for entry in await a.ask("list_services", "*")] == [LOGIN, "lab/a:svc"]
 
 
 async def test_a_wrong_list_query_is_refused(live: Scene) -> None:

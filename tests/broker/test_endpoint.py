@@ -11,7 +11,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hypha.broker.access import Action, Level, Principal
-from hypha.broker.endpoint import Function, ServerCall
+from hypha.broker.endpoint import ServerCall
+from hypha.broker.function import Function
 from hypha.config import Limits
 from hypha.errors import CallTimeout, InvalidArgument, PeerGone, RemoteError
 from hypha.wire.address import Address

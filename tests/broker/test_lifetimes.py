@@ -507,6 +507,7 @@ class Lifetimes(RuleBasedStateMachine):
     def check_services(self) -> None:
         registry = self.scene.broker.registry
         offered = [service for peer in self.peers for service in peer.session.services.values()]
+        offered += registry.workspaces["public"].own_services.values()
         listed = [service for same in registry._by_service_id.values() for service in same]
         assert len(offered) == len(listed)
         assert set(offered) == set(listed)

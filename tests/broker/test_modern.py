@@ -15,7 +15,7 @@ from hypha.broker.registry import Registration
 from hypha.errors import InvalidArgument
 from hypha.wire.calls import encode_value
 from hypha.wire.dialect import MODERN
-from tests.broker.memory import SERVER_ID, Peer, Rejected, Scene
+from tests.broker.memory import LOGIN, SERVER_ID, Peer, Rejected, Scene
 
 MANAGER = f"*/{SERVER_ID}"
 
@@ -251,9 +251,9 @@ async def test_lists_by_place_and_by_what_is_in_them(live: Scene) -> None:
         (None, {built_in, *home}),
         ("lab", {built_in, *home}),
         ({}, {built_in, *home}),
-        ("*", {built_in, *home, "far/b:publ"}),
+        ("*", {built_in, *home, "far/b:publ", LOGIN}),
         ("far", {"far/b:publ"}),
-        ("public", set()),
+        ("public", {LOGIN}),
         ("nowhere", set()),
         ("lab/prot", {"lab/a:prot"}),
         ("a:prot", {"lab/a:prot"}),
@@ -267,7 +267,7 @@ async def test_lists_by_place_and_by_what_is_in_them(live: Scene) -> None:
     for query, expected in rows:
         assert {item["id"] for item in await ask(a, "list_services", query)} == expected, query
     unlisted = await ask(a, "list_services", "*", include_unlisted=True)
-    assert {item["id"] for item in unlisted} == {built_in, *home, "far/b:publ", "lab/a:unli"}
+    assert {item["id"] for item in unlisted} == {built_in, *home, "far/b:publ", LOGIN, "lab/a:unli"}
     assert await refused(a, "list_services", {"colour": 1}) == "ValueError: Invalid query keys: colour"
     assert "takes text or a map" in await refused(a, "list_services", 5)
 

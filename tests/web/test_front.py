@@ -78,7 +78,7 @@ async def test_a_mount_on_the_root_wins_over_the_first_page_and_nothing_else(
         assert (await http(stack, "/x.txt")).body == b"X"
         assert (await http(stack, "/tools/a.txt")).body == b"A"
         assert (await http(stack, "/health/liveness")).json() == {"status": "OK"}
-        assert (await http(stack, "/api/stats")).json()["service_count"] == 1
+        assert (await http(stack, "/api/stats")).json()["service_count"] == 2
         assert (await http(stack, f"/{workspace}/services/demo/hello")).json() == "Hello "
         assert (await http(stack, f"/{workspace}/services")).json()[0]["name"] == "demo"
         assert (await http(stack, "/nothing")).status == 404

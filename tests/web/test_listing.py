@@ -42,9 +42,10 @@ async def test_a_stranger_learns_only_of_what_is_public(
 
 async def test_stats_count_what_the_asker_may_see(stack: MemoryStack, autojump_clock: trio.testing.MockClock) -> None:
     peer = await offer(stack, "protected")
-    assert (await ask(stack, "/api/stats")).json() == {"workspace_count": 0, "service_count": 0, "workspaces": []}
+    others = (await ask(stack, "/api/stats")).json()
+    assert others == {"workspace_count": 1, "service_count": 1, "workspaces": ["public"]}
     mine = (await ask(stack, "/api/stats", await peer.manager("generate_token"))).json()
-    assert mine == {"workspace_count": 1, "service_count": 1, "workspaces": [peer.workspace]}
+    assert mine == {"workspace_count": 2, "service_count": 2, "workspaces": sorted([peer.workspace, "public"])}
 
 
 async def test_info_is_for_members(stack: MemoryStack, autojump_clock: trio.testing.MockClock) -> None:

@@ -1,0 +1,60 @@
+"""Making tokens from others: never wider, nor longer, than the rights of whoever asks (``protocol.md`` 7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hypha.broker.access import Level, Principal, level_in
+from hypha.broker.tokens import new_user_id
+from hypha.errors import LimitExceeded, PermissionDenied
+from hypha.wire.address import check_client_id
+from hypha.wire.calls import encode_value
+
+if TYPE_CHECKING:
+    from hypha.broker.broker import Broker
+
+_MAX_USER = 4096  # bytes of the user map, which is a part of every message (``protocol.md`` 2.6)
+
+
+def issue(
+    broker: Broker, issuer: Principal, config: dict[str, Any], grants: dict[str, Level], home: str | None
+) -> tuple[str, str]:
+    """A new user's id and the token that proves it. *config* may hold ``email``, ``client_id`` and ``expires_in``."""
+    principal = Principal(
+        id=new_user_id(),
+        is_anonymous=issuer.is_anonymous,
+        email=_own_email(issuer, config.get("email")),
+        parent=issuer.parent or issuer.id,
+        grants=grants,
+        home=home,
+        client=_own_client(issuer, config.get("client_id")),
+    )
+    if len(encode_value(principal.to_wire(None))) > _MAX_USER:
+        raise LimitExceeded("a token for so many workspaces would make every message too long; ask for fewer")
+    life = broker.token_life(issuer, config.get("expires_in"))
+    return principal.id, broker.tokens.issue(principal, expires_in=life)
+
+
+def grant(broker: Broker, issuer: Principal, name: str, wanted: Level | None = None) -> Level:
+    """The level that a token of *issuer* gives in the workspace *name*. Raises :class:`PermissionDenied`."""
+    workspace = broker.registry.workspaces.get(name)
+    own = level_in(issuer, workspace) if workspace is not None else Level.NONE
+    level = min(own, Level.READ_WRITE) if wanted is None else wanted
+    if own is Level.NONE or level > own:
+        raise PermissionDenied(f"User has no permission to workspace: {name}")
+    return level
+
+
+def _own_email(principal: Principal, asked: Any) -> str | None:
+    if asked is None or asked == principal.email:
+        return principal.email
+    raise PermissionDenied("a token cannot carry another e-mail address than its issuer's")
+
+
+def _own_client(principal: Principal, asked: Any) -> str | None:
+    """The one client id that a token is for; a token of such a token is for the same."""
+    if asked is None or asked == principal.client:
+        return principal.client
+    if principal.client is not None:
+        raise PermissionDenied("a token cannot be for another client id than its issuer's")
+    return check_client_id(asked)

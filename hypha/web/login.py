@@ -1,0 +1,178 @@
+"""The page on which a person gives a waiting program a token (``protocol.md`` 7.4).
+
+One document without anything from elsewhere. There are no accounts yet: who has no token can only become a new
+anonymous user. The page calls the service ``hypha-login`` as everybody may; it is nothing but a form for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from html import escape
+from string import Template
+from urllib.parse import urlencode
+
+from quart import Response, redirect, request
+from quart_trio import QuartTrio
+
+from hypha.broker.broker import Broker
+from hypha.broker.login import PAGE, Attempt
+
+_KEPT = ("key", "workspace", "expires_in")
+
+_STYLE = """
+  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 32rem; margin: 3rem auto; padding: 0 1rem; }
+  form { margin: 2rem 0; }
+  label, button, input { display: block; width: 100%; box-sizing: border-box; font: inherit; }
+  input, button { padding: .6rem .75rem; margin: .4rem 0; border: 1px solid; border-radius: .4rem; }
+  button { cursor: pointer; font-weight: 600; }
+  button:disabled { cursor: default; opacity: .5; }
+  small { opacity: .8; }
+  b { overflow-wrap: anywhere; }
+"""
+
+_SCRIPT = """
+  const key = new URLSearchParams(location.search).get("key");
+  const status = document.getElementById("status");
+  const buttons = document.querySelectorAll("button");
+
+  async function call(name, values) {
+    const headers = { "Content-Type": "application/json" };
+    const request = { method: "POST", headers, body: JSON.stringify(values) };
+    const answer = await fetch("../../services/hypha-login/" + name, request);
+    const value = await answer.json();
+    if (!answer.ok) throw new Error(value.detail);
+    return value;
+  }
+
+  function answers(id, token) {
+    document.getElementById(id)?.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      status.textContent = "One moment ...";
+      buttons.forEach((button) => { button.disabled = true; });
+      try {
+        await call("report", { key, token: await token() });
+        document.getElementById("ask").remove();
+        status.textContent = "Done. The program goes on; you can close this page.";
+        history.replaceState(null, "", location.pathname);
+      } catch (error) {
+        status.textContent = "That did not work: " + error.message;
+        buttons.forEach((button) => { button.disabled = false; });
+      }
+    });
+  }
+
+  answers("anonymous", () => call("generate", {}));
+  answers("paste", () => document.getElementById("token").value.trim());
+"""
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>Hypha: $title</title>
+<style>$style</style>
+<main>
+<h1>$title</h1>
+$content
+</main>
+</html>
+""")
+
+_ASK = Template("""<div id="ask">
+<p>$program started to log in $time and waits for a token. It asks for $what.</p>
+<p>Go on only if you have started it yourself: with the token it acts in your place.</p>
+$anonymous
+<form id="paste">
+<label for="token">A token of this server</label>
+<input id="token" type="password" autocomplete="off" spellcheck="false" required>
+<button>Give the program this token</button>
+</form>
+<noscript><p>This page needs JavaScript.</p></noscript>
+</div>
+<p id="status" role="status"></p>
+<script>$script</script>""")
+
+_ANONYMOUS = """<form id="anonymous">
+<button>Continue as a new anonymous user</button>
+<small>The program gets a token for a new user, with a workspace of its own.</small>
+</form>"""
+
+_OVER = (
+    "<p>No program waits here any more. Start the login again in your program, and open the address that it shows.</p>"
+)
+
+_LOGOUT = """<p>This server keeps nothing about you in your browser, so there is nothing to log out of here.</p>
+<p>A program is logged in as long as it has its token: end the program, or wait until the token has expired.</p>"""
+
+
+def _source(text: str) -> str:
+    """An inline script or style as a source of the Content-Security-Policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        f"default-src 'none'; script-src {_source(_SCRIPT)}; style-src {_source(_STYLE)}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    ),
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",  # the key stands in the address
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
+    """Add the routes to *app*. *broker_of* gives the broker once the server has started."""
+
+    @app.get("/login")
+    async def login() -> Response:
+        return _to(PAGE)
+
+    @app.get(f"/{PAGE}", strict_slashes=False)
+    async def page() -> Response:
+        if not request.path.endswith("/"):
+            return _to("hypha-login/")  # the page's own links are relative
+        if "logout" in request.args:
+            return _page("Log out", _LOGOUT)
+        broker = broker_of()
+        attempt = broker.login.waiting(request.args.get("key", ""))
+        return _page("Log in", _OVER if attempt is None else _question(attempt, broker.now() - attempt.since))
+
+
+def _to(place: str) -> Response:
+    """A relative redirection: it is right behind every proxy."""
+    kept = {name: request.args[name] for name in _KEPT if name in request.args}
+    answer = redirect(place + (f"?{urlencode(kept)}" if kept else ""), 302)
+    assert isinstance(answer, Response)
+    return answer
+
+
+def _page(title: str, content: str) -> Response:
+    text = _PAGE.substitute(title=title, style=_STYLE, content=content)
+    return Response(text, mimetype="text/html", headers=_HEADERS)
+
+
+def _question(attempt: Attempt, age: float) -> str:
+    language = "that speaks HTTP" if attempt.language == "HTTP" else f"in {attempt.language}"
+    where = "all that you may do" if attempt.workspace is None else f"the workspace <b>{escape(attempt.workspace)}</b>"
+    time = "" if attempt.expires_in is None else f", for {_span(attempt.expires_in)}"
+    return _ASK.substitute(
+        program=f"A program {language}",
+        time="just now" if age < 60 else f"{_span(age)} ago",
+        what=where + time,
+        # A new user has no part in a workspace that is there already.
+        anonymous=_ANONYMOUS if attempt.workspace is None else "",
+        script=_SCRIPT,
+    )
+
+
+def _span(seconds: float) -> str:
+    """A time in the largest unit of which it has one."""
+    units = [("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)]
+    unit, length = next((item for item in units if seconds >= item[1]), units[-1])
+    count = max(1, round(seconds / length))
+    return f"{count} {unit}" + ("s" if count > 1 else "")
