@@ -7,6 +7,7 @@ bounded by ``login_keys``, and does not outlive the server.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -133,7 +134,8 @@ class Login:
             with trio.move_on_at(min(self._broker.now() + patience, attempt.until)):
                 await attempt.reported.wait()
             if not attempt.reported.is_set():
-                raise CallTimeout("Login timeout: nobody has logged in; start again")
+                waited = f"for {patience:g} s, and a login has login_seconds = {self._broker.limits.login_seconds:g}"
+                raise CallTimeout(f"Login timeout: nobody has logged in {waited}")
         if self._attempts.get(key) is not attempt:  # another one that waited was faster
             raise UnknownKey
         del self._attempts[key]
@@ -209,11 +211,12 @@ class Login:
         return self._broker.now() < attempt.until
 
     def _patience(self, timeout: object) -> float:
+        longest = self._broker.limits.login_seconds
         if timeout is None:
-            return self._broker.limits.login_seconds
-        if not isinstance(timeout, int | float) or timeout != timeout:
+            return longest
+        if not isinstance(timeout, int | float) or math.isnan(timeout):
             raise InvalidArgument("timeout must be a number of seconds")
-        return timeout
+        return min(timeout, longest)
 
     def _narrowed(self, token: str, user: Principal, workspace: str | None, expires_in: float | None) -> str:
         """*token*, or one that is for less: never wider, nor longer."""

@@ -158,7 +158,11 @@ def _page(title: str, content: str) -> Response:
 
 def _question(attempt: Attempt, age: float) -> str:
     language = "that speaks HTTP" if attempt.language == "HTTP" else f"in {attempt.language}"
-    where = "all that you may do" if attempt.workspace is None else f"the workspace <b>{escape(attempt.workspace)}</b>"
+    where = (
+        "everything that your token allows"
+        if attempt.workspace is None
+        else f"the workspace <b>{escape(attempt.workspace)}</b>"
+    )
     time = "" if attempt.expires_in is None else f", for {_span(attempt.expires_in)}"
     return _ASK.substitute(
         program=f"A program {language}",

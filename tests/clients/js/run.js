@@ -51,6 +51,7 @@ Object.assign(globalThis, {
   until,
   cut,
   faults,
+  client: hyphaWebsocketClient,
   connectToServer: hyphaWebsocketClient.connectToServer,
   connect: (config) => hyphaWebsocketClient.connectToServer({ server_url: url, ...config }),
 });
