@@ -16,6 +16,7 @@ from dataclasses import fields
 from itertools import count
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 from packaging.requirements import Requirement
@@ -23,7 +24,7 @@ from packaging.requirements import Requirement
 from hypha import command, errors
 from hypha.broker.broker import Broker
 from hypha.config import Config, Limits
-from hypha.web.listing import add_routes
+from hypha.web import listing, login
 from hypha.web.pages import create_app
 from tests.house import environments, processes
 from tests.house.examples import RUNNABLE, blocks, examples, pages
@@ -34,7 +35,7 @@ from tests.house.steps import ROOT
 RUN = {
     "README.md": {"install", "client-install", "worker", "client", "curl"},
     "docs/tutorial.md": {"worker", "caller", "curl", "protected-worker", "protected-caller"},
-    "docs/how-to.md": {"mounts", "limit", "hypercorn"},
+    "docs/how-to.md": {"mounts", "limit", "login", "hypercorn"},
 }
 
 ADDRESS = "http://localhost:9000"
@@ -135,7 +136,8 @@ def no_broker() -> Broker:
 def test_every_address_is_documented(reference: str) -> None:
     documented = {code(cells[0])[0].rpartition(" ")[2] for cells in rows(section(reference, "Addresses"))}
     app = create_app(Healthy())
-    add_routes(app, no_broker)
+    for room in (listing, login):
+        room.add_routes(app, no_broker)
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
     assert documented == routes | {"/ws", "/{workspace}/services/{service}/{function}"}
 
@@ -308,6 +310,17 @@ async def test_the_recipe_for_files(nursery: trio.Nursery, tmp_path: Path) -> No
 async def test_the_recipe_for_limits(nursery: trio.Nursery, tmp_path: Path) -> None:
     async with recipe(nursery, "limit", tmp_path) as (server, _):
         await stop(server)
+
+
+@pytest.mark.slow
+async def test_the_recipe_for_logging_in(nursery: trio.Nursery, server: Server, tmp_path: Path) -> None:
+    python, code = environments.CLIENTS[1].python, examples("docs/how-to.md")["login"]
+    async with script(nursery, python, code, server.url, tmp_path) as program:
+        key = (await program.wait_for(r"login at .*/public/apps/hypha-login/\?key=(\S+)$"))[1]
+        async with httpx.AsyncClient(base_url=f"{server.url}/public/services/hypha-login") as page:
+            token = (await page.post("/generate")).json()
+            await page.post("/report", json={"key": key, "token": token})
+        assert re.search(r"^workspace: \w+$", (await program.wait()).stdout, re.MULTILINE)
 
 
 @pytest.mark.slow

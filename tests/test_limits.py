@@ -121,6 +121,11 @@ TABLE = {
     "reconnection_token_seconds": by(
         "test_limits.py::test_a_reconnection_token_lives_so_long", quiet="the token has expired"
     ),
+    "login_keys": by("broker/test_login.py::test_the_logins_that_wait_are_bounded_exactly"),
+    "login_seconds": by(
+        "broker/test_login.py::test_waiting_ends",
+        "broker/test_login.py::test_a_key_lives_for_login_seconds_and_is_then_forgotten",
+    ),
     "session_grace": by(
         "broker/test_lifetimes.py::test_what_is_kept_is_kept_for_an_hour", quiet="the services are forgotten"
     ),
