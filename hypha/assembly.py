@@ -38,8 +38,8 @@ class Assembly:
         self._stop = trio.Event()
         self._done = trio.Event()
         self._app = create_app(self)
-        for room in (listing, login):
-            room.add_routes(self._app, lambda: self._open_rooms().broker)
+        for pages_of in (listing, login):
+            pages_of.add_routes(self._app, lambda: self._open_rooms().broker)
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
 

@@ -136,8 +136,8 @@ def no_broker() -> Broker:
 def test_every_address_is_documented(reference: str) -> None:
     documented = {code(cells[0])[0].rpartition(" ")[2] for cells in rows(section(reference, "Addresses"))}
     app = create_app(Healthy())
-    for room in (listing, login):
-        room.add_routes(app, no_broker)
+    for pages_of in (listing, login):
+        pages_of.add_routes(app, no_broker)
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
     assert documented == routes | {"/ws", "/{workspace}/services/{service}/{function}"}
 

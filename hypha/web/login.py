@@ -34,7 +34,7 @@ _STYLE = """
 
 _SCRIPT = """
   const key = new URLSearchParams(location.search).get("key");
-  const status = document.getElementById("status");
+  const note = document.getElementById("status");
   const buttons = document.querySelectorAll("button");
 
   async function call(name, values) {
@@ -49,15 +49,15 @@ _SCRIPT = """
   function answers(id, token) {
     document.getElementById(id)?.addEventListener("submit", async (event) => {
       event.preventDefault();
-      status.textContent = "One moment ...";
+      note.textContent = "One moment ...";
       buttons.forEach((button) => { button.disabled = true; });
       try {
         await call("report", { key, token: await token() });
         document.getElementById("ask").remove();
-        status.textContent = "Done. The program goes on; you can close this page.";
+        note.textContent = "Done. The program goes on; you can close this page.";
         history.replaceState(null, "", location.pathname);
       } catch (error) {
-        status.textContent = "That did not work: " + error.message;
+        note.textContent = "That did not work: " + error.message;
         buttons.forEach((button) => { button.disabled = false; });
       }
     });
