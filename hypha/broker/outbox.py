@@ -43,6 +43,7 @@ class Outbox:
 
     __slots__ = (
         "_admitted",
+        "_closed",
         "_dirty",
         "_frame",
         "_limit",
@@ -62,8 +63,10 @@ class Outbox:
         self._transport = transport
         self._frame = transport.frame
         self._dirty = dirty
+        #: Negative when nothing is taken any more.
         self._limit = limit
         self._reserve = reserve
+        self._closed = False
         self._parts: list[Buffer] = []
         self._room = trio.lowlevel.ParkingLot()
         #: Who waits for room, the one whose turn it is first.
@@ -120,6 +123,11 @@ class Outbox:
         self.pending += len(head) + size
         self._dirty[self] = None
 
+    def end_with(self, data: bytes) -> None:
+        """Queue the last bytes, framed already, behind what waits: nothing is taken after them."""
+        self.put_raw(data)
+        self._limit = self._reserve = -1
+
     def flush(self) -> None:
         """Write what the socket takes now; hand the rest to the writer task."""
         if self._writing or not self._parts:
@@ -137,7 +145,7 @@ class Outbox:
         return self._parts
 
     def _took(self, count: int) -> None:
-        if not count or self._limit < 0:
+        if not count or self._closed:
             return
         self.pending -= count
         if not self.pending:
@@ -199,7 +207,7 @@ class Outbox:
     async def _wait(self, condition: Callable[[], bool]) -> None:
         self.flush()
         await trio.lowlevel.checkpoint()
-        while self._limit >= 0 and not condition():
+        while not self._closed and not condition():
             await self._room.park()
 
     def close(self) -> None:
@@ -208,6 +216,7 @@ class Outbox:
         self._parts.clear()
         self.pending = 0
         self._limit = self._reserve = -1
+        self._closed = True
         self._room.unpark_all()
 
 

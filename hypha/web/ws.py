@@ -224,7 +224,7 @@ class Connection:
     def _end(self, item: Closed | str) -> int:
         """The end of the conversation: the peer said goodbye, or said something that this server does not take."""
         if isinstance(item, Closed) and item.by_peer:
-            self.session.outbox.put_raw(item.reply)
+            self.session.outbox.end_with(item.reply)
             self.broker.flush()
             return item.code
         if isinstance(item, Closed):

@@ -282,6 +282,19 @@ async def test_closing_drops_what_waits_wakes_who_waits_and_takes_nothing_more()
             await box.wait_room(1)
 
 
+async def test_nothing_is_taken_after_the_last_bytes_and_what_waits_before_them_is_written() -> None:
+    async with writing() as (transport, box):
+        assert box.put(b"before")
+        box.end_with(b"bye")
+        for refused in (box.put(b""), box.put_control(b""), box.fits(0)):
+            assert not refused
+        box.put_raw(b"pong")
+        box.flush()
+        transport.take(None)
+        await box.wait_empty()
+        assert bytes(transport.written).endswith(b"beforebye")
+
+
 @pytest.mark.parametrize("taken", [0, 1, 20])
 async def test_a_socket_that_breaks_ends_the_writer_and_the_queue(taken: int) -> None:
     """Bytes after a frame that was cut would be read as its rest."""

@@ -464,6 +464,22 @@ async def test_who_waits_for_others_is_not_silent(tmp_path: Path, autojump_clock
         assert trio.current_time() - began == pytest.approx(20)
 
 
+async def test_nothing_follows_the_answer_to_a_goodbye(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    """Also when it has to wait behind a message, and others write meanwhile."""
+    leaver = await join(stack, "b", stream=stack.connect(lockstep=True))
+    token = await leaver.manager("generate_token")
+    sender = await join(stack, "a", f"&workspace={leaver.workspace}&token={token}")
+    await leaver.stop_reading()
+    for _ in range(2):
+        await sender.send({"type": "method", "to": "b", "method": "x.y"}, {"args": [bytes(1000)]})
+        await wait_all_tasks_blocked()
+        await send_while_open(leaver.socket.stream, frame(0x88, b"\x03\xe8"))
+        await wait_all_tasks_blocked()
+    rest = await read_to_end(leaver.socket.stream)
+    assert rest.count(bytes(1000)) == 1
+    assert rest.endswith(b"\x88\x02\x03\xe8")
+
+
 async def test_nothing_follows_half_a_frame(stack: MemoryStack) -> None:
     """A close frame there would be read as the rest of the message."""
     ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
