@@ -61,7 +61,9 @@ class Assembly:
         # Around Quart's own lifespan, which would log the refusal of a data directory with its traceback.
         with open_data_dir(self.config.data_dir) as data_dir:
             self._rooms = _build_rooms(self.config, self._app, data_dir.signing_key())
-            scope.setdefault("state", {})[guard.CONNECTIONS] = self.config.limits.connections
+            state = scope.setdefault("state", {})
+            state[guard.CONNECTIONS] = self.config.limits.connections
+            state[guard.TURNSTILE] = self._rooms.connections.turnstile
             app: Any = self._app
             await app(scope, receive, send)
 

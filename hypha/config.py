@@ -59,6 +59,7 @@ class Limits:
     busy_silence_seconds: float = 600.0
     turn_frames: int = 64
     turn_seconds: float = 0.0005
+    turn_connections: int = 4
     server_calls_per_peer: int = 100
     inflight_per_peer: int = 4096
     correspondents_per_peer: int = 4096

@@ -77,6 +77,10 @@ TABLE = {
     ),
     "turn_frames": by("web/test_ws.py::test_a_client_gives_way_after_so_many_frames", quiet="others have their turn"),
     "turn_seconds": by("web/test_ws.py::test_a_client_gives_way_after_so_long", quiet="others have their turn"),
+    "turn_connections": by(
+        "web/test_turnstile.py::test_clients_that_come_at_once_and_go_at_once_take_turns",
+        quiet="others have their turn",
+    ),
     "server_calls_per_peer": by("broker/test_endpoint.py::test_a_hundred_calls_run_at_once_and_the_next_is_rejected"),
     "inflight_per_peer": by(
         "broker/test_router.py::test_the_newest_calls_are_remembered_and_none_is_refused",

@@ -11,7 +11,8 @@
 * a connection must end when it is idle after an answer, when its request was refused, when nobody reads its body; and
   not because of bytes behind its last request, before that is answered;
 * who sends a body that is refused must be able to read why;
-* connections beyond a limit must wait at the door (:mod:`hypha.web.accept`);
+* connections beyond a limit must wait at the door (:mod:`hypha.web.accept`), and thousands at once must come in one
+  after the other (:mod:`hypha.web.turnstile`);
 * compression is never negotiated (F4), HTTP/2 never spoken (``decisions.md`` 4);
 * a websocket's stream is handed to :mod:`hypha.web.ws`, with the bytes that came before it was accepted.
 """
@@ -44,6 +45,7 @@ from hypercorn.typing import AppWrapper
 
 from hypha.errors import ConfigError
 from hypha.web.accept import serve_bounded
+from hypha.web.turnstile import Turnstile
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +207,8 @@ class GuardedServer(TCPServer):
         self._taking, self._taken = False, trio.Event()
         self._held = bytearray()
         self._lingers = False
+        self._turnstile: Turnstile | None = state.get(TURNSTILE)
+        self._waits = False
         self._turn = Turn(self._read_ahead)
         self._ahead = bytearray()
 
@@ -264,6 +268,7 @@ class GuardedServer(TCPServer):
                 data = self._take_ahead() or await self._receive()
             if self._reading.cancelled_caught:
                 break
+            await self._come_in()
             await self.protocol.handle(RawData(data))
             if not data:
                 break
@@ -278,6 +283,24 @@ class GuardedServer(TCPServer):
             early = bytes(self._held) + self._take_ahead()
             del self.protocol, self._held  # nothing of the request is needed as long as the websocket lives
             await self._serve(self.stream, early)
+
+    async def _come_in(self) -> None:
+        """Wait for our turn with the first bytes of the connection: the work that they make begins with them."""
+        if self._turnstile is not None:
+            self._waits = True
+            await self._turnstile.wait()
+            self._turnstile, self._waits = None, False
+
+    async def _idle_timeout(self) -> None:
+        """As Hypercorn has it, but a connection that waits for its turn is not idle."""
+        terminated = self.context.terminated
+        waited = True
+        while waited and not terminated.is_set():
+            with trio.move_on_after(self.config.keep_alive_timeout):
+                await terminated.wait()
+            waited = self._waits
+        with trio.CancelScope(shield=True):
+            await self._initiate_server_close()
 
     def _body_is_coming(self) -> bool:
         """Whether a request was answered before all of it was there."""
@@ -337,8 +360,9 @@ class GuardedServer(TCPServer):
             self._taken.set()
 
 
-#: Where an application writes, in the state of its lifespan, how many connections may be open at once.
-CONNECTIONS = "hypha.connections"
+#: Where an application writes, in the state of its lifespan, how many connections may be open at once, and where it
+#: puts the :class:`Turnstile` through which they come in.
+CONNECTIONS, TURNSTILE = "hypha.connections", "hypha.turnstile"
 
 
 async def _serve_listeners(handler: Any, listeners: Any, *, handler_nursery: trio.Nursery) -> NoReturn:

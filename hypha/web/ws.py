@@ -24,6 +24,7 @@ from hypha.config import Limits
 from hypha.errors import HyphaError, ProtocolViolation
 from hypha.web import modern
 from hypha.web.codec import Closed, Codec, Incoming, Message, Reply, message_head
+from hypha.web.turnstile import Turnstile
 from hypha.wire.dialect import Dialect
 from hypha.wire.frame import Buffer, Frame
 
@@ -283,6 +284,8 @@ class Connections:
     """The websockets that are open now."""
 
     def __init__(self, broker: Broker) -> None:
+        #: Where connections wait when many begin or end at once.
+        self.turnstile = Turnstile(broker.limits.turn_connections)
         self._broker = broker
         self._open: set[Connection] = set()
         self._ending: str | None = None
@@ -345,6 +348,7 @@ class Connections:
                 code = transport.ending[0]
             if code != 1006:
                 await self._drain(session)
+            await self.turnstile.wait()
         finally:
             self._open.discard(connection)
             clean = code in CLEAN_CODES

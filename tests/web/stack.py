@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -91,6 +91,7 @@ class MemoryStack:
     context: WorkerContext
     settings: Settings
     servers: trio.Nursery
+    state: dict[str, Any]
     ends: list[ServerEnd] = field(default_factory=list)
     app: ASGIFramework | None = None
 
@@ -109,7 +110,7 @@ class MemoryStack:
         """Serve one connection, as ``trio.serve_listeners`` would have Hypercorn do it."""
         app = ASGIWrapper(self.app or cast(ASGIFramework, self.assembly))
         try:
-            await GuardedServer(app, self.settings, self.context, ConnectionState({}), end).run()
+            await GuardedServer(app, self.settings, self.context, ConnectionState(self.state), end).run()
         finally:
             await trio.aclose_forcefully(end)
 
@@ -141,13 +142,14 @@ def settings_for(config: Config) -> Settings:
 async def memory_stack(config: Config) -> AsyncIterator[MemoryStack]:
     """Serve *config* in memory. Leaving it shuts the server down as Hypercorn does."""
     assembly, settings = build(config), settings_for(config)
-    lifespan = Lifespan(ASGIWrapper(cast(ASGIFramework, assembly)), settings, {})
+    state: dict[str, Any] = {}
+    lifespan = Lifespan(ASGIWrapper(cast(ASGIFramework, assembly)), settings, state)
     async with trio.open_nursery() as root:
         await root.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
         async with trio.open_nursery() as servers:
             async with trio.open_nursery() as clients:
-                stack = MemoryStack(assembly, clients, WorkerContext(None), settings, servers)
+                stack = MemoryStack(assembly, clients, WorkerContext(None), settings, servers, state)
                 yield stack
                 clients.cancel_scope.cancel()
             await stack.shut_down()
@@ -168,6 +170,31 @@ class Steps(trio.abc.Instrument):
         if self.left < 0 and not self.done:
             self.done = True
             self._scope.cancel()
+
+
+class PerTurn(trio.abc.Instrument):
+    """The largest change of a number from one turn of the event loop to the next."""
+
+    def __init__(self, number: Callable[[], int]) -> None:
+        self.largest = 0
+        self._number = number
+        self._before = number()
+
+    def before_io_wait(self, timeout: float) -> None:
+        now = self._number()
+        self.largest = max(self.largest, abs(now - self._before))
+        self._before = now
+
+
+@contextmanager
+def per_turn(number: Callable[[], int]) -> Iterator[PerTurn]:
+    """Watch a number."""
+    watch = PerTurn(number)
+    trio.lowlevel.add_instrument(watch)
+    try:
+        yield watch
+    finally:
+        trio.lowlevel.remove_instrument(watch)
 
 
 @dataclass

@@ -6,7 +6,8 @@ import errno
 import logging
 import resource
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from hypha.web.accept import affordable, serve_bounded
+from tests.web.stack import per_turn
 
 
 class Door(trio.abc.Listener[trio.abc.Stream]):
@@ -112,6 +114,26 @@ async def test_a_lack_of_descriptors_is_told_once_and_outlived(
             door.knock(number)
         assert await door.knock().receive_some() == b"hello"
         assert len(warnings(caplog)) == 2
+
+
+async def test_of_many_connections_one_is_accepted_in_each_turn() -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    accepted = 0
+
+    async def count(stream: trio.abc.Stream) -> None:
+        nonlocal accepted
+        accepted += 1
+        await stream.receive_some(1)
+
+    async with AsyncExitStack() as streams, trio.open_nursery() as nursery:
+        for _ in range(50):
+            await streams.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
+        with per_turn(lambda: accepted) as turns:
+            nursery.start_soon(partial(serve_bounded, count, listeners, handler_nursery=nursery, limit=50))
+            await wait_all_tasks_blocked()
+        assert (accepted, turns.largest) == (50, 1)
+        nursery.cancel_scope.cancel()
 
 
 async def test_other_errors_of_a_listener_end_the_server(autojump_clock: MockClock) -> None:
