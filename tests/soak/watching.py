@@ -77,9 +77,12 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched_server(directory: Path) -> AsyncIterator[Watched]:
-    """A server that can be asked what it holds. It must end well and may not write a traceback."""
-    limits = [f"--limit={name}={value}" for name, value in LIMITS.items()]
+async def watched_server(directory: Path, **others: float) -> AsyncIterator[Watched]:
+    """A server that can be asked what it holds. It must end well and may not write a traceback.
+
+    *others*: limits beside :data:`LIMITS`, or in their place.
+    """
+    limits = [f"--limit={name}={value}" for name, value in {**LIMITS, **others}.items()]
     with serving(directory, *limits, "--log-level", "warning", command=WATCHED) as server:
         async with watch(server) as watched:
             yield watched
