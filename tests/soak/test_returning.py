@@ -1,4 +1,4 @@
-"""A client that comes back 200 times, with its predecessors in every state: one service, never two (C-RECON-1)."""
+"""A client that comes back 200 times, with its predecessors in every state: each service once (C-RECON-1)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tests.soak.legacy_peer import Disconnected, LegacyPeer, Map, Refused, conne
 from tests.soak.watching import watched_server
 
 SEED, RETURNS = 1, 200
+#: The client's services: all of them are there, or none.
+NAMES = ["play", "rest", "work"]
 
 Return = Callable[["Story"], Awaitable[None]]
 
@@ -34,7 +36,8 @@ class Story:
     async def begin(self) -> None:
         """Connect and register, once and for all."""
         self.peer = await self._nursery.start(self._live, {})
-        await self.peer.register({"id": "work", "config": {"visibility": "public"}, "hello": hello})
+        for name in NAMES:
+            await self.peer.register({"id": name, "config": {"visibility": "public"}, "hello": hello})
 
     async def come_back(self) -> LegacyPeer:
         """A new connection with the token of the present one."""
@@ -49,14 +52,15 @@ class Story:
 
     @contextmanager
     def absence(self) -> Iterator[None]:
-        """The time in which the service may be missing."""
+        """The time in which the services may be missing."""
         self._cuts, self._absent = self._cuts + 1, True
         yield
         self._absent = False
 
     async def answers(self) -> None:
-        """Home calls the service."""
-        assert await self.home.peer.call(self.peer.address, "services.work.hello", name="home") == "Hello home"
+        """Home calls each service."""
+        for name in NAMES:
+            assert await self.home.peer.call(self.peer.address, f"services.{name}.hello", name="home") == "Hello home"
 
     async def watch(self) -> None:
         """Look at the public list all the time."""
@@ -64,8 +68,9 @@ class Story:
         while True:
             before = (self._cuts, self._absent)
             entries = await peer.invoke(peer.manager["listServices"], "public")
-            found = [entry["id"] for entry in entries if entry["id"].endswith(":work")]
-            assert len(found) == 1 or (not found and (self._absent or (self._cuts, self._absent) != before)), found
+            ids = [entry["id"] for entry in entries if entry["id"].startswith(f"{self.peer.address}:")]
+            found = sorted(text.rpartition(":")[2] for text in ids)
+            assert found == NAMES or (not found and (self._absent or (self._cuts, self._absent) != before)), found
             self.looks += 1
             await trio.sleep(0.002)
 
@@ -129,7 +134,7 @@ RETURNS_BY: tuple[Return, ...] = (
 
 
 @pytest.mark.slow
-async def test_a_client_that_returns_has_its_service_once(tmp_path: Path) -> None:
+async def test_a_client_that_returns_has_each_of_its_services_once(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     async with watched_server(tmp_path) as server, open_home(server.port) as home, trio.open_nursery() as nursery:
         start = await server.holdings()
