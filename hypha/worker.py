@@ -130,8 +130,9 @@ def _settings(config: Config, fds: Sequence[int]) -> hypercorn.config.Config:
 
 def configure_logging(level: str, name: str = "") -> None:
     """Send what the logger *name* and those below it say to standard error."""
-    # What no line of ours shows need not be found out for each of them.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    if not name:
+        # What no line of ours shows need not be found out for each of them. Those of the hypercorn command show it.
+        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     target = logging.getLogger(name)
