@@ -14,8 +14,10 @@ from hypha.config import Config
 from hypha.store import open_data_dir
 from hypha.web import guard, listing, login
 from hypha.web.front import Front
+from hypha.web.http import BodyRoom
 from hypha.web.pages import create_app
 from hypha.web.proxy import Proxy
+from hypha.web.rpc import Rpc
 from hypha.web.upgrade import Upgrade
 from hypha.web.ws import Connections
 
@@ -116,7 +118,9 @@ class Rooms:
 def _build_rooms(config: Config, app: QuartTrio, key: bytes) -> Rooms:
     broker = Broker(config, key, _server_id(key))
     connections = Connections(broker)
-    return Rooms(broker, connections, Front(config, app, Upgrade(broker, connections), Proxy(broker)))
+    bodies = BodyRoom(config.limits.http_bodies_bytes)
+    rpc = Rpc(broker, connections, bodies)
+    return Rooms(broker, connections, Front(config, app, Upgrade(broker, connections), rpc, Proxy(broker, bodies)))
 
 
 def _server_id(key: bytes) -> str:

@@ -169,6 +169,31 @@ class Broker:
             raise Conflict(f"client id {client_id!r} is used by another session now")
         return Admission(address, principal, resumption.identity, resumed=True)
 
+    def recognize(self, credentials: Credentials, identity: str | None) -> PeerSession:
+        """The session of a client that speaks in requests of their own, each of which must prove whose it is.
+
+        The proof is the token with which the session was begun, and without a token the *identity* of the session,
+        which its client alone was told: the names of a client are known to everybody that it has ever called. Raises
+        :class:`NotAuthenticated` for a bad token, :class:`InvalidArgument` when the client is not connected now,
+        :class:`PermissionDenied` when that is not the asker's business.
+        """
+        client_id, name = check_client_id(credentials.client_id), check_name("workspace", credentials.workspace)
+        principal = self.tokens.verify(credentials.token) if credentials.token else None
+        if principal is not None:
+            self._workspace_name(principal, name, resumed=True)  # who has no access learns nothing of who is there
+        workspace = self.registry.workspaces.get(name)
+        member = workspace.members.get(client_id) if workspace is not None else None
+        parked = workspace.parked.get(client_id) if workspace is not None else None
+        if member is not None and _proves(principal, identity, member.principal, member.identity):
+            return member
+        may_know = principal is not None or (parked is not None and _matches(identity, parked.identity))
+        if member is None and may_know:
+            raise InvalidArgument(f"the client {name}/{client_id} is not connected now")
+        raise PermissionDenied(
+            "the request does not prove that it is this client's own: send the token with which it is connected, "
+            "or the cookie that its stream came with"
+        )
+
     def _workspace_name(self, principal: Principal, name: str | None, *, resumed: bool = False) -> str:
         """The workspace asked for, the principal's own when none was (``protocol.md`` 1.4).
 
@@ -368,6 +393,15 @@ class Broker:
         while self._ended and next(iter(self._ended.values())) <= now:
             self._ended.popitem(last=False)
         self.flush()
+
+
+def _proves(principal: Principal | None, identity: str | None, owner: Principal, expected: str) -> bool:
+    # All of the principal: another token of the same user may be for less.
+    return _matches(identity, expected) if principal is None else principal == owner
+
+
+def _matches(identity: str | None, expected: str) -> bool:
+    return identity is not None and secrets.compare_digest(identity.encode(), expected.encode())
 
 
 def header_bounds(limits: Limits) -> HeaderBounds:

@@ -1,7 +1,8 @@
 """The ASGI application of a server: which branch answers a request.
 
-In this order: the websocket; the server's own paths; static mounts by their prefix; functions of services and lists
-of them; a mount on ``/``; and Quart for the rest, which is the first page and "not found" (A11, A12).
+In this order: the websocket and its stand-in; the server's own paths; static mounts by their prefix; functions of
+services and lists of them; a mount on ``/``; and Quart for the rest, which is the first page and "not found" (A11,
+A12).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hypha.web.http import HOST, header, send_error, send_json
 from hypha.web.listing import is_listing
 from hypha.web.lookup import parse_path
 from hypha.web.proxy import Proxy
+from hypha.web.rpc import Rpc
 from hypha.web.static import StaticMounts
 from hypha.web.upgrade import Upgrade, refuse_upgrade
 
@@ -29,10 +31,11 @@ _ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 class Front:
     """Dispatches by path. *app* takes the lifespan and what no other branch claims."""
 
-    def __init__(self, config: Config, app: QuartTrio, upgrade: Upgrade, proxy: Proxy) -> None:
+    def __init__(self, config: Config, app: QuartTrio, upgrade: Upgrade, rpc: Rpc, proxy: Proxy) -> None:
         self._base_path = config.base_path
         self._app: Any = app
         self._upgrade = upgrade
+        self._rpc = rpc
         self._proxy = proxy
         self._mounts = StaticMounts(
             config.static_mounts, listing=config.listing, follow_symlinks=config.follow_symlinks
@@ -66,6 +69,9 @@ class Front:
         if host and not HOST.fullmatch(host):
             # Pages are made with it, and what looks up names does not survive all that can stand there.
             await send_error(send, ProtocolViolation("the Host header is not the name of a host"))
+            return
+        if scope["path"] in {"/rpc", f"{self._base_path}/rpc"}:  # as with the websocket
+            await self._rpc.serve(scope, receive, send)
             return
         raw_path = self._enter_base(scope)
         if raw_path is None:

@@ -53,29 +53,32 @@ def bearer_token(scope: HTTPScope) -> str | None:
     return rest.strip()
 
 
-async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limits) -> bytes:
+async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limits, *, message: bool = False) -> bytes:
     """The whole request body.
 
     It has ``http_body_seconds``, and the same again each time that it has brought ``http_body_bytes_per_second`` for
     so long: a large upload over a slow line goes on, one that only drips ends. Raises :class:`CallTimeout` then,
-    :class:`TooLarge` over ``http_body_bytes``, :class:`PeerGone` when the client leaves before.
+    :class:`TooLarge` over ``http_body_bytes``, or ``frame_bytes`` for a body that is one *message* between clients,
+    :class:`PeerGone` when the client leaves before.
     """
+    name, most = ("frame_bytes", limits.frame_bytes) if message else ("http_body_bytes", limits.http_body_bytes)
+    too_large = TooLarge(f"the request body is larger than {name} = {most}")
     announced = header(scope, b"content-length")
-    if announced.isdigit() and int(announced) > limits.http_body_bytes:
-        raise _too_large(limits)
+    if announced.isdigit() and int(announced) > most:
+        raise too_large
     parts: list[bytes] = []
     size = 0
     due = stretch = limits.http_body_seconds * limits.http_body_bytes_per_second
     with trio.move_on_after(limits.http_body_seconds) as patience:
         while True:
-            message = await receive()
-            if message["type"] != "http.request":
+            event = await receive()
+            if event["type"] != "http.request":
                 raise PeerGone("the client left before it had sent its request")
-            parts.append(message["body"])
+            parts.append(event["body"])
             size += len(parts[-1])
-            if size > limits.http_body_bytes:
-                raise _too_large(limits)
-            if not message["more_body"]:
+            if size > most:
+                raise too_large
+            if not event["more_body"]:
                 return b"".join(parts)
             if size >= due:
                 due = size + stretch
@@ -86,8 +89,11 @@ async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limi
     )
 
 
-def _too_large(limits: Limits) -> TooLarge:
-    return TooLarge(f"the request body is larger than http_body_bytes = {limits.http_body_bytes}")
+async def cancel_when_gone(receive: ASGIReceiveCallable, scope: trio.CancelScope) -> None:
+    """Cancel *scope* when the client leaves. For a task beside the one that answers, after the body was read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
 
 
 class BodyRoom:

@@ -36,23 +36,21 @@ def read_credentials(first: object) -> Credentials:
     return Credentials(**{**given, "client_id": given["client_id"] or new_user_id()})
 
 
-def connection_info(broker: Broker, session: PeerSession) -> str:
+def connection_info(broker: Broker, session: PeerSession) -> dict[str, Any]:
     """The first message to a client that was let in."""
     home = session.address.workspace
-    return json.dumps(
-        {
-            "type": "connection_info",
-            "hypha_version": hypha.__version__,
-            "public_base_url": broker.public_base_url(session),
-            "local_base_url": session.base_url,
-            "manager_id": broker.server.address.client,
-            "workspace": home,
-            "client_id": session.address.client,
-            "user": session.principal.to_wire(home),
-            "reconnection_token": broker.resumption_token(session),
-            "reconnection_token_life_time": broker.limits.reconnection_token_seconds,
-        }
-    )
+    return {
+        "type": "connection_info",
+        "hypha_version": hypha.__version__,
+        "public_base_url": broker.public_base_url(session),
+        "local_base_url": session.base_url,
+        "manager_id": broker.server.address.client,
+        "workspace": home,
+        "client_id": session.address.client,
+        "user": session.principal.to_wire(home),
+        "reconnection_token": broker.resumption_token(session),
+        "reconnection_token_life_time": broker.limits.reconnection_token_seconds,
+    }
 
 
 def refusal(error: HyphaError) -> str | None:
@@ -66,11 +64,16 @@ def refusal(error: HyphaError) -> str | None:
 def answer(broker: Broker, session: PeerSession, text: str) -> str | None:
     """What a text message is answered with; those that no client sends are ignored."""
     document = _document(text) if len(text) <= _MAX_TEXT else None
-    kind = document.get("type") if document is not None else None
+    reply = None if document is None else sign_of_life(broker, session, document.get("type"))
+    return None if reply is None else json.dumps(reply)
+
+
+def sign_of_life(broker: Broker, session: PeerSession, kind: object) -> dict[str, Any] | None:
+    """The answer to a message that is for the server alone; None when *kind* is none of these."""
     if kind == "ping":
-        return '{"type": "pong"}'
+        return {"type": "pong"}
     if kind == "refresh_token":
-        return json.dumps({"type": "reconnection_token", "reconnection_token": broker.resumption_token(session)})
+        return {"type": "reconnection_token", "reconnection_token": broker.resumption_token(session)}
     return None
 
 

@@ -19,7 +19,18 @@ from hypha.broker.own import Visit
 from hypha.broker.session import PeerSession, Service
 from hypha.errors import CallTimeout, HyphaError, PermissionDenied, RemoteError, internal_error
 from hypha.web.arguments import Arguments, read_arguments
-from hypha.web.http import JSON, MSGPACK, BodyRoom, base_url, bearer_token, header, send_error, send_json, send_response
+from hypha.web.http import (
+    JSON,
+    MSGPACK,
+    BodyRoom,
+    base_url,
+    bearer_token,
+    cancel_when_gone,
+    header,
+    send_error,
+    send_json,
+    send_response,
+)
 from hypha.web.lookup import Caller, Target, parameters, plain_value, resolve
 from hypha.web.streaming import items, send_stream
 from hypha.wire import values
@@ -29,9 +40,9 @@ from hypha.wire.calls import encode_value
 class Proxy:
     """Answers the requests that :func:`hypha.web.lookup.parse_path` recognises."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, room: BodyRoom) -> None:
         self._broker = broker
-        self._room = BodyRoom(broker.limits.http_bodies_bytes)
+        self._room = room
 
     async def serve(
         self, target: Target, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
@@ -45,7 +56,7 @@ class Proxy:
             try:
                 principal = self._broker.authenticate(bearer_token(scope))
                 arguments = await read_arguments(scope, receive, self._broker.limits)
-                nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
+                nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
                 service, caller = resolve(self._broker, target, principal, arguments.mode)
                 value = await self._call(service, target.keys, caller, arguments, base_url(scope, scope["root_path"]))
                 encode = encode_value if as_msgpack else self._json
@@ -98,12 +109,6 @@ async def _wrong_method(scope: HTTPScope, send: ASGISendCallable) -> None:
     else:
         detail = "a function is called with GET and query parameters, or with POST and a map of arguments"
         await send_json(send, 405, {"success": False, "detail": detail}, allow)
-
-
-async def _cancel_when_gone(receive: ASGIReceiveCallable, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 def _wants_msgpack(scope: HTTPScope) -> bool:

@@ -7,18 +7,20 @@ while the socket is full; all of them end with the connection.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
 from hypha.broker.broker import Admission, Broker
+from hypha.broker.outbox import Transport
 from hypha.broker.session import PeerSession
 from hypha.config import Limits
 from hypha.errors import HyphaError, ProtocolViolation
@@ -36,7 +38,7 @@ _STAMP_ROOM = 8 * 1024  # bytes of a stamped header, at most (``protocol.md`` 2.
 _PONG_BYTES = 16 * 1024  # bytes that may wait for a peer while each of its pings is answered
 _TURN_CALLS = 8  # of the server's own functions that begin in one turn: together they run before others have theirs
 GOODBYE_SECONDS = 1.0
-_ARRIVAL_SECONDS = 1.0  # in which a client that connects begins to listen
+ARRIVAL_SECONDS = 1.0  # in which a client that connects begins to listen
 CLEAN_CODES = frozenset({1000, 1001})
 
 
@@ -57,10 +59,7 @@ class WebsocketTransport:
         self._nursery = nursery
         self._read_size = _READ_SIZE
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
-        is_tcp = self._socket is not None and self._socket.family in {socket.AF_INET, socket.AF_INET6}
-        if self._socket is not None and is_tcp and hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Unacknowledged data means that the network is gone (decisions.md 9).
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.silence_seconds * 1000))
+        expect_acknowledgements(stream, limits)
 
     @property
     def is_held(self) -> bool:
@@ -132,6 +131,15 @@ class WebsocketTransport:
             self.reading.cancel()
 
 
+def expect_acknowledgements(stream: trio.abc.Stream, limits: Limits) -> None:
+    """Let the kernel break the connection when data is not acknowledged: the network is gone (``decisions.md`` 9)."""
+    if not isinstance(stream, trio.SocketStream) or not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return
+    if stream.socket.family in {socket.AF_INET, socket.AF_INET6}:
+        milliseconds = int(limits.silence_seconds * 1000)
+        stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
 @dataclass(slots=True, eq=False)
 class Connection:
     """An attached session and its transport; what the sweeper looks at."""
@@ -144,7 +152,7 @@ class Connection:
     async def converse(self, early: Iterable[Incoming]) -> int:
         """Greet a modern client, take what it has said *early*, and read on to the end; returns the close code."""
         if self.transport.is_held:
-            if not await self.transport.greet(modern.connection_info(self.broker, self.session)):
+            if not await self.transport.greet(json.dumps(modern.connection_info(self.broker, self.session))):
                 return 1006
             early = self.until_it_speaks(early)
         code = await self.take(early)
@@ -184,7 +192,8 @@ class Connection:
                 else:
                     blocked = route(session, frame)
                     if blocked is not None:
-                        await self._wait_and_route(frame, blocked)
+                        await wait_and_route(self.broker, session, frame, blocked)
+                        self.transport.heard_at = trio.current_time()  # nobody has listened since
             elif isinstance(item, Reply):
                 self._answer(item.data)
             elif isinstance(item, str) and not session.dialect.legacy_manager:
@@ -245,23 +254,10 @@ class Connection:
         if self.session.malformed == 1:
             logger.info("dropped a message from %s: %s", self.session.name, violation)
 
-    async def _wait_and_route(self, frame: Frame, blocked: PeerSession | None) -> None:
-        """The only wait of the frame path: for room at a slow target, which is cut when there is none in time."""
-        deadline = trio.current_time() + self.broker.limits.stall_seconds
-        while blocked is not None:
-            self.broker.flush()
-            with trio.move_on_at(deadline) as scope:
-                await blocked.outbox.wait_room(len(frame.body) + _STAMP_ROOM)
-            if scope.cancelled_caught:
-                cut(self.broker, blocked, "took its messages too slowly")
-            await trio.lowlevel.checkpoint_if_cancelled()  # this session itself may have ended meanwhile
-            blocked = self.broker.router.route(self.session, frame)
-        self.transport.heard_at = trio.current_time()  # nobody has listened since
-
     def sweep(self, now: float) -> None:
         """Once a second: ping, and end what is silent or stalled (``decisions.md`` 8 and 9)."""
         limits, transport, outbox = self.broker.limits, self.transport, self.session.outbox
-        if transport.is_held and now - transport.pinged_at > _ARRIVAL_SECONDS:
+        if transport.is_held and now - transport.pinged_at > ARRIVAL_SECONDS:
             transport.release()
         patience = limits.busy_silence_seconds if self.session.inbound else limits.silence_seconds
         if now - transport.heard_at > patience:
@@ -273,6 +269,19 @@ class Connection:
             outbox.put_raw(transport.codec.ping())
 
 
+async def wait_and_route(broker: Broker, sender: PeerSession, frame: Frame, blocked: PeerSession | None) -> None:
+    """The only wait of the frame path: for room at a slow target, which is cut when there is none in time."""
+    deadline = trio.current_time() + broker.limits.stall_seconds
+    while blocked is not None:
+        broker.flush()
+        with trio.move_on_at(deadline) as scope:
+            await blocked.outbox.wait_room(len(frame.body) + _STAMP_ROOM)
+        if scope.cancelled_caught:
+            cut(broker, blocked, "took its messages too slowly")
+        await trio.lowlevel.checkpoint_if_cancelled()  # the sender itself may have ended meanwhile
+        blocked = broker.router.route(sender, frame)
+
+
 def cut(broker: Broker, session: PeerSession, reason: str) -> None:
     """End the session of a peer that hurts others or is lost; its callers know at once, and it may come back."""
     logger.warning("%s %s: disconnected", session.name, reason)
@@ -280,14 +289,24 @@ def cut(broker: Broker, session: PeerSession, reason: str) -> None:
     broker.leave(session, clean=False)
 
 
+class Swept(Protocol):
+    """What :class:`Connections` holds: an attached session and its transport."""
+
+    @property
+    def transport(self) -> Transport: ...
+
+    def sweep(self, now: float) -> None:
+        """Once a second; *now* is trio time."""
+
+
 class Connections:
-    """The websockets that are open now."""
+    """The connections of clients that are open now."""
 
     def __init__(self, broker: Broker) -> None:
         #: Where connections wait when many begin or end at once.
         self.turnstile = Turnstile(broker.limits.turn_connections)
         self._broker = broker
-        self._open: set[Connection] = set()
+        self._open: set[Swept] = set()
         self._ending: str | None = None
 
     def __len__(self) -> int:
@@ -304,6 +323,17 @@ class Connections:
         self._ending = reason
         for connection in self._open:
             connection.transport.close(1012, reason)
+
+    @contextmanager
+    def holding(self, connection: Swept) -> Iterator[None]:
+        """Sweep *connection* within the block, and tell it when the server ends, also when that has begun."""
+        self._open.add(connection)
+        try:
+            if self._ending is not None:
+                connection.transport.close(1012, self._ending)
+            yield
+        finally:
+            self._open.discard(connection)
 
     async def serve(
         self,
@@ -337,28 +367,27 @@ class Connections:
         session, transport = connection.session, connection.transport
         logger.info("%s connected", session.name)
         code: int | None = 1006
-        self._open.add(connection)
         try:
-            if self._ending is not None:
-                transport.close(1012, self._ending)
-            with transport.reading:
-                code = await connection.converse(early)
-            transport.release()
-            if transport.ending is not None:
-                code = transport.ending[0]
-            if code != 1006:
-                await self._drain(session)
-            await self.turnstile.wait()
+            with self.holding(connection):
+                with transport.reading:
+                    code = await connection.converse(early)
+                transport.release()
+                if transport.ending is not None:
+                    code = transport.ending[0]
+                if code != 1006:
+                    await drain(session)
+                await self.turnstile.wait()
         finally:
-            self._open.discard(connection)
             clean = code in CLEAN_CODES
             self._broker.leave(session, clean=clean)
             transport.torn = transport.torn or session.outbox.torn
             logger.info("%s disconnected (code %s, %d malformed)", session.name, code, session.malformed)
 
-    async def _drain(self, session: PeerSession) -> None:
-        with trio.move_on_after(GOODBYE_SECONDS):
-            await session.outbox.wait_empty()
+
+async def drain(session: PeerSession) -> None:
+    """Let what waits for a client whose connection ends go out, if it takes it soon."""
+    with trio.move_on_after(GOODBYE_SECONDS):
+        await session.outbox.wait_empty()
 
 
 async def refuse(codec: Codec, stream: trio.abc.Stream, error: HyphaError) -> Closed:

@@ -153,6 +153,7 @@ RULES = (
             "broker/endpoint.py": 1,  # calls of the server's own services
             "broker/outbox.py": 1,  # the writer of a full socket
             "web/ws.py": 1,  # the connection
+            "web/rpc.py": 3,  # a stream: its writer, its server calls; and a message of its client that waits for room
             "web/proxy.py": 1,  # a call over HTTP, forgotten when its client goes away
             "web/static.py": 1,  # a download, ended when its client goes away
             "worker.py": 1,  # the orders of the parent
