@@ -221,7 +221,7 @@ class Rpc:
             else:
                 await _wrong_method(send)
         except HyphaError as exc:
-            logger.info("refused a request of an HTTP client: %s", exc)
+            logger.log(logging.INFO if scope["method"] == "GET" else logging.DEBUG, "refused a client: %s", exc)
             await send_error(send, exc)
 
     # --- from the server to the client ------------------------------------------------------------------------

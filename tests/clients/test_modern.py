@@ -23,6 +23,7 @@ pytestmark = pytest.mark.parametrize("generation", [MODERN])
         pytest.param("19", id="row-19-token"),
         pytest.param("20", id="row-20-refusals"),
         pytest.param("21", id="row-21-services"),
+        pytest.param("21-export", id="row-21-export"),
         pytest.param("22", id="row-22-functions-and-generators"),
         pytest.param("23", id="row-23-signs-of-life"),
         pytest.param("26", id="row-26-a-dead-peer"),

@@ -48,6 +48,7 @@ MODERN_ROWS = {
     26: "calls to a lost client fail at once, and who subscribed hears of it",
     27: "events: to all that subscribed, to one, and to nobody else",
     28: "arguments and results of 12 MB, lists of 3 MB; no frame that the client cannot take",
+    29: '`transport: "http"`: connect, register, call, come back',
     30: "`login`, also to a workspace and with the profile, and `logout`",
 }
 MODERN_CLIENTS = ("0.21.47", "hypha-rpc-js")

@@ -1,18 +1,25 @@
-"""Rows 18 to 28 of the checklist, for hypha-rpc: ``modern.py URL ROW``."""
+"""Rows 18 to 28 of the checklist, for hypha-rpc: ``modern.py URL ROW [TRANSPORT...]``.
+
+The clients of a row take the transports in turn; without any they connect by websocket.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
+import peer
 from peer import client_id, connected, joined, refused, run, service_ids, until
 from tools import tools, use_functions, use_large_values, use_values
 
 
-async def main(url: str, row: str) -> None:
+async def main(url: str, row: str, *transports: str) -> None:
+    if transports:
+        peer.transports = itertools.cycle(transports)
     await ROWS[row](url)
 
 
@@ -120,9 +127,14 @@ async def _see_the_lists(provider: Any, guest: Any, full: str) -> None:
     await provider.unregister_service("row-21")
     assert full not in await service_ids(guest)
     await refused(guest.get_service("row-21"), "Service not found")
-    await provider.export({"hello": hello})
-    assert await (await guest.get_app("provider")).hello("x") == "hello x"
-    assert [app["id"] for app in await guest.list_apps()] == [f"{home}/provider:default"]
+
+
+async def row_21_export(url: str) -> None:
+    """What a client over HTTP lacks."""
+    async with connected(url, client_id="provider") as provider, connected(url, **await joined(provider, url)) as guest:
+        await provider.export({"hello": hello})
+        assert await (await guest.get_app("provider")).hello("x") == "hello x"
+        assert [app["id"] for app in await guest.list_apps()] == [f"{provider.config.workspace}/provider:default"]
 
 
 def hello(name: str) -> str:
@@ -176,14 +188,35 @@ async def _collect(stream: AsyncIterator[Any], heard: list[Any]) -> None:
 async def row_23(url: str) -> None:
     async with connected(url, ping_interval=0.5) as server:
         connection = server.rpc._connection
-        first, socket = connection._reconnection_token, connection._websocket
+        first, line = connection._reconnection_token, _line_of(server)
 
         async def refreshed() -> bool:
             return bool(connection._reconnection_token != first)
 
         await until(refreshed, 10)
-        assert connection._websocket is socket
+        assert _line_of(server) is line
         assert await server.echo("x") == "x"
+
+
+def _events(server: Any) -> Any:
+    """What has ``on`` and ``emit``: the connection, as people write it, which over HTTP lacks both."""
+    return server if hasattr(server, "on") else server.rpc
+
+
+def _line_of(server: Any) -> Any:
+    """What a client reads from."""
+    connection = server.rpc._connection
+    return connection._websocket if hasattr(connection, "_websocket") else connection._stream_task
+
+
+def _vanish(server: Any) -> None:
+    """Be lost, and do not come back."""
+    server.rpc._connection._closed = True
+    line = _line_of(server)
+    if isinstance(line, asyncio.Task):
+        line.cancel()
+    else:
+        line.transport.abort()
 
 
 async def row_26(url: str) -> None:
@@ -194,12 +227,11 @@ async def row_26(url: str) -> None:
     ):
         await provider.register_service({"id": "row-26", "wait": asyncio.sleep, "leave": lambda: None})
         service = await caller.get_service("row-26")
-        caller.on("client_disconnected", heard.append)
+        _events(caller).on("client_disconnected", heard.append)
         waiting = asyncio.ensure_future(service.wait(60))
         await service.leave()
         started = time.perf_counter()
-        provider.rpc._connection._closed = True  # so that it does not come back
-        provider.rpc._connection._websocket.transport.abort()
+        _vanish(provider)
         await refused(waiting, "goes")
         assert time.perf_counter() - started < 1
         await refused(service.leave(), "is not connected")
@@ -217,23 +249,23 @@ async def row_27(url: str) -> None:
         home = speaker.config.workspace
         heard: dict[str, list[Any]] = {"hearer": [], "speaker": [], "stranger": [], "added": []}
         async with connected(url) as stranger:
-            for name, peer in (("hearer", hearer), ("speaker", speaker), ("stranger", stranger)):
-                peer.on("news", heard[name].append)
+            for name, client in (("hearer", hearer), ("speaker", speaker), ("stranger", stranger)):
+                _events(client).on("news", heard[name].append)
             assert await hearer.subscribe("news") is True
             assert await stranger.subscribe(["news"]) is True
-            await speaker.emit({"type": "news", "to": "*", "data": 1})
-            await speaker.emit({"type": "news", "to": client_id(hearer), "data": 2})
-            await stranger.emit({"type": "news", "to": f"{home}/{client_id(hearer)}", "data": 3})
-            await speaker.emit({"type": "other", "to": "*", "data": 4})
+            await _events(speaker).emit({"type": "news", "to": "*", "data": 1})
+            await _events(speaker).emit({"type": "news", "to": client_id(hearer), "data": 2})
+            await _events(stranger).emit({"type": "news", "to": f"{home}/{client_id(hearer)}", "data": 3})
+            await _events(speaker).emit({"type": "other", "to": "*", "data": 4})
             await _told(heard["hearer"], 2)
             assert await hearer.unsubscribe("news") is True
-            await speaker.emit({"type": "news", "to": "*", "data": 5})
+            await _events(speaker).emit({"type": "news", "to": "*", "data": 5})
             assert await speaker.echo("sent") == await hearer.echo("sent") == await stranger.echo("sent") == "sent"
             assert [event["data"] for event in heard["hearer"]] == [1, 2]
             assert {event["from"] for event in heard["hearer"]} == {f"{home}/speaker"}
             assert heard["speaker"] == heard["stranger"] == []
             await refused(hearer.subscribe("other/news"), "PermissionError")
-        hearer.on("service_added", heard["added"].append)
+        _events(hearer).on("service_added", heard["added"].append)
         await hearer.subscribe(["service_added"])
         info = await speaker.register_service({"id": "row-27", "f": hello})
         await _told(heard["added"], 1)
@@ -264,6 +296,7 @@ ROWS: dict[str, Callable[[str], Awaitable[None]]] = {
     "19": row_19,
     "20": row_20,
     "21": row_21,
+    "21-export": row_21_export,
     "22": row_22,
     "23": row_23,
     "26": row_26,

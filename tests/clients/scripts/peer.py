@@ -8,9 +8,10 @@ traceback.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +20,9 @@ try:
 except ModuleNotFoundError:
     from hypha_rpc import connect_to_server
 
+#: How :func:`connected` connects, one after the other: hypha-rpc also knows "http".
+transports: Iterator[str] = itertools.repeat("websocket")
+
 #: Seconds that something may take which happens "at once" on a busy machine.
 SOON = 5.0
 
@@ -26,6 +30,9 @@ SOON = 5.0
 @asynccontextmanager
 async def connected(url: str, **settings: Any) -> AsyncIterator[Any]:
     """A connection that is closed at the end of the block, as a well-behaved client closes it."""
+    transport = next(transports)
+    if transport != "websocket":
+        settings.setdefault("transport", transport)
     server = await connect_to_server({"server_url": url, **settings})
     try:
         # imjoy-rpc asks for its reconnection token in the background. Told to leave before it has sent that, it would
