@@ -288,12 +288,13 @@ class Rpc:
         self, query: dict[str, str], scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         """Route one message, or answer one for the server alone. The 200 says that it has been taken."""
-        self._recognize(query, scope)  # before anything of the body is read
+        session, transport = self._recognize(query, scope)  # before anything of the body is read
         async with self._bodies.request(receive) as receive:
             body = await read_body(scope, receive, self._broker.limits, message=True)
             if not body:
                 raise ProtocolViolation("the request has no body; post one message")
-            session, transport = self._recognize(query, scope)
+            if not session.open:  # it may have been superseded meanwhile
+                session, transport = self._recognize(query, scope)
             with transport.request() as ended:
                 if not self._answer(session, transport, body):
                     await self._route(session, transport, body, receive)

@@ -48,6 +48,7 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 
 from hypha.config import KIB, Mount
 from hypha.errors import internal_error
+from hypha.web.http import cancel_when_gone
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ class StaticMounts:
     async def _body(self, fd: int, part: range, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         # Hypercorn drops silently what is sent to a client that has gone: only receive() tells.
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
+            nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
             await self._pump(fd, part, send)
             nursery.cancel_scope.cancel()
 
@@ -208,12 +209,6 @@ class StaticMounts:
             position += len(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _cancel_when_gone(receive: ASGIReceiveCallable, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import hypha
+from hypha.broker.access import Level
 from hypha.broker.session import PeerSession
 from hypha.config import Config, Limits
 from hypha.web.rpc import Rpc
@@ -319,6 +320,8 @@ async def test_only_the_client_itself_can_post(autojump_clock: MockClock, stack:
     stranger = await enter(stack, "stranger")
     token, other = [await owner.manage("generate_token") for _ in range(2)]
     member = await enter(stack, "member", token=token)
+    less = replace(member.session.principal, grants={owner.workspace: Level.READ})
+    reading = stack.broker.tokens.issue(less, expires_in=60)
     body = encode({"type": "news", "to": "stranger"})
     cookie_of_name = victim.cookie.partition("=")[0]
     for client, headers, status in (
@@ -335,6 +338,7 @@ async def test_only_the_client_itself_can_post(autojump_clock: MockClock, stack:
         (victim, {**MSGPACK, "Cookie": f"a=b; {victim.cookie}; c=d"}, 200),
         (member, MSGPACK, 403),
         (member, {**MSGPACK, "Authorization": f"Bearer {other}"}, 403),
+        (member, {**MSGPACK, "Authorization": f"Bearer {reading}"}, 403),
         (member, {"Authorization": f"Bearer {token}"}, 200),
         (member, {**MSGPACK, "Cookie": member.cookie}, 200),
     ):
@@ -495,6 +499,19 @@ async def test_who_comes_back_supersedes_its_old_stream(autojump_clock: MockCloc
     await first.send({"type": "news", "to": "b"})
     await peer.received(1)
     assert await second.manage("echo", 1) == 1
+
+
+async def test_a_message_that_comes_while_its_stream_is_replaced(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    first, peer = await friends(stack)
+    stream = stack.connect()
+    where = target(client_id="a", workspace=first.workspace)
+    request = request_bytes(where, "POST", {**MSGPACK, "Cookie": first.cookie}, encode({"type": "news", "to": "b"}))
+    await stream.send_all(request[:-5])
+    await wait_all_tasks_blocked()
+    await enter(stack, reconnection_token=first.info["reconnection_token"])
+    await stream.send_all(request[-5:])
+    assert b" 200 " in (await stream.receive_some())[:20]
+    await peer.received(1)
 
 
 async def test_a_server_that_stops_ends_the_streams_well(autojump_clock: MockClock, stack: MemoryStack) -> None:
