@@ -139,7 +139,7 @@ def test_every_address_is_documented(reference: str) -> None:
     for pages_of in (listing, login):
         pages_of.add_routes(app, no_broker)
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
-    assert documented == routes | {"/ws", "/{workspace}/services/{service}/{function}"}
+    assert documented == routes | {"/ws", "/rpc", "/{workspace}/services/{service}/{function}"}
 
 
 def test_every_error_is_documented(reference: str) -> None:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote
 
-import msgpack
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 
@@ -53,6 +52,7 @@ from hypha.web.ws import (
     wait_and_route,
 )
 from hypha.wire.address import Address
+from hypha.wire.calls import encode_value
 from hypha.wire.dialect import MODERN, MODERN_JAVASCRIPT
 from hypha.wire.frame import Buffer, unpack_body
 
@@ -74,8 +74,6 @@ class StreamTransport:
     def __init__(self, send: ASGISendCallable, nursery: trio.Nursery) -> None:
         self.reading = trio.CancelScope()
         self.ending: tuple[int, str] | None = None
-        #: The last piece may have gone out in part: nothing can follow it.
-        self.torn = False
         self.greeted_at = math.inf
         self.wrote_at = trio.current_time()
         #: trio time since which a piece waits to be taken, None when none does.
@@ -128,20 +126,20 @@ class StreamTransport:
         await self._write(bytes(data))
 
     async def _write(self, piece: bytes) -> None:
-        """Write in the place that was acquired. When the client has left this does nothing, as its stream will tell."""
-        self.torn = True  # as long as it may be out in part
+        """Write in the place that was acquired. When the client has left this does nothing, as its stream will tell.
+
+        Cancelled, it keeps the place: the piece may be out in part, and nothing can follow it.
+        """
         self.sending_since = trio.current_time()
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
-        self.torn = False
         self.sending_since, self.wrote_at = None, trio.current_time()
         self._place.release()
 
     async def finish(self) -> None:
-        """End the response where it can be ended."""
+        """End the response, unless the last piece cannot be ended in a moment."""
         with trio.move_on_after(GOODBYE_SECONDS):
             await self._place.acquire()
-            if not self.torn:
-                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def start_soon(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         self._nursery.start_soon(task, *args)
@@ -162,8 +160,6 @@ class StreamTransport:
         """A scope that ends with the stream."""
         with trio.CancelScope() as scope:
             self._requests.add(scope)
-            if self.ending is not None:
-                scope.cancel()
             try:
                 yield scope
             finally:
@@ -172,7 +168,7 @@ class StreamTransport:
 
 def control(message: dict[str, Any]) -> bytes:
     """A message of the server alone, framed."""
-    data: bytes = msgpack.packb(message)
+    data = encode_value(message)
     return StreamTransport.frame(len(data)) + data
 
 

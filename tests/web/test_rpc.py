@@ -389,22 +389,39 @@ async def test_what_is_no_message_is_refused(tmp_path: Path, autojump_clock: Moc
         assert await client.manage("echo", 1) == 1
 
 
+async def test_all_bodies_together_take_so_much_memory(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with memory_stack(Config(data_dir=tmp_path, limits=Limits(http_bodies_bytes=100_000))) as stack:
+        client = await enter(stack)
+        body = encode({"type": "news", "to": "b"}, {"data": bytes(140_000)})
+        where = target(client_id="a", workspace=client.workspace)
+        first = stack.connect()
+        await first.send_all(request_bytes(where, "POST", {**MSGPACK, "Cookie": client.cookie}, body)[:-1])
+        await wait_all_tasks_blocked()
+        answer = await client.post(body)
+        assert (answer.status, "http_bodies_bytes = 100000" in answer.detail) == (429, True)
+        await trio.aclose_forcefully(first)
+        await wait_all_tasks_blocked()
+        assert (await client.post(body)).status == 200
+
+
 # --- clients that do not read ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seconds", [4, 10])
 async def test_a_client_that_stops_reading_is_cut_and_its_callers_are_told(
-    autojump_clock: MockClock, stack: MemoryStack
+    seconds: int, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    caller = await enter(stack)
-    token = await caller.manage("generate_token")
-    stalled = await enter(stack, "b", token=token, stream=stack.connect(lockstep=True))
-    await stalled.send({"type": "listens", "to": "nobody"})
-    began = trio.current_time()
-    with pytest.raises(Rejected, match=f"Target peer {stalled.name} is not connected"):
-        await caller.call("b", "services.x.y", b"data")
-    assert 10 <= trio.current_time() - began <= 12
-    assert await caller.manage("echo", 1) == 1
-    await read_to_end(stalled.stream)
+    async with memory_stack(Config(data_dir=tmp_path, limits=Limits(stall_seconds=seconds))) as stack:
+        caller = await enter(stack)
+        token = await caller.manage("generate_token")
+        stalled = await enter(stack, "b", token=token, stream=stack.connect(lockstep=True))
+        await stalled.send({"type": "listens", "to": "nobody"})
+        began = trio.current_time()
+        with pytest.raises(Rejected, match=f"Target peer {stalled.name} is not connected"):
+            await caller.call("b", "services.x.y", b"data")
+        assert seconds <= trio.current_time() - began <= seconds + 2
+        assert await caller.manage("echo", 1) == 1
+        await read_to_end(stalled.stream)
 
 
 @pytest.mark.parametrize("sender_kind", ["http", "websocket"])
@@ -515,10 +532,19 @@ async def test_a_message_that_comes_while_its_stream_is_replaced(autojump_clock:
 
 
 async def test_a_server_that_stops_ends_the_streams_well(autojump_clock: MockClock, stack: MemoryStack) -> None:
-    client = await enter(stack)
+    """With what waits for a client, also for one that has not said anything yet."""
+    owner, peer = await friends(stack)
+    token = await owner.manage("generate_token")
+    client = await enter(stack, "new", token=token, stream=stack.connect(lockstep=True))
+    for _ in range(3):
+        await peer.send({"type": "news", "to": "new"}, {"data": bytes(100_000)})
+    await peer.manager("echo", 1)
     await stack.shut_down()
-    assert await client.receive() is None
-    assert client.ended_well is True
+    for _ in range(3):
+        assert (await client.hear())["data"] == bytes(100_000)
+    for each in (client, owner):
+        assert await each.receive() is None
+        assert each.ended_well is True
 
 
 async def test_a_client_that_is_expelled_is_told_not_to_come_back(
