@@ -292,7 +292,7 @@ class Rpc:
             if not session.open:  # it may have been superseded meanwhile
                 session, transport = self._recognize(query, scope)
             with transport.request() as ended:
-                if not self._answer(session, transport, body):
+                if not self._answer(session, body):
                     await self._route(session, transport, body, receive)
             if ended.cancelled_caught:
                 raise InvalidArgument("the client's stream ended while its message waited")
@@ -307,7 +307,8 @@ class Rpc:
             raise InvalidArgument("the client is connected by a websocket")
         return session, session.transport
 
-    def _answer(self, session: PeerSession, transport: StreamTransport, body: bytes) -> bool:
+    def _answer(self, session: PeerSession, body: bytes) -> bool:
+        """Answer a message that is for the server alone. False for any other."""
         reply = modern.sign_of_life(self._broker, session, _control_type(body))
         if reply is None:
             return False
