@@ -259,6 +259,7 @@ class Rpc:
                 transport.release()
                 if transport.ending is not None:
                     await drain(session)
+                await self._connections.turnstile.wait()
         finally:
             transport.end()
             self._broker.leave(session, clean=False)
