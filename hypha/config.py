@@ -73,6 +73,11 @@ class Limits:
     list_bytes: int = 4 * MIB
     subscriptions_per_session: int = 500
     workspaces_per_principal: int = 100
+    service_types_bytes_per_workspace: int = 256 * KIB
+    bookmarks_bytes_per_workspace: int = 64 * KIB
+    environment_bytes_per_workspace: int = 64 * KIB
+    event_bytes: int = 16 * KIB
+    events_bytes_per_workspace: int = 512 * KIB
     call_seconds: float = 60.0
     http_body_bytes: int = 100 * MIB
     http_bodies_bytes: int = 512 * MIB
@@ -80,6 +85,9 @@ class Limits:
     http_body_bytes_per_second: int = 1000
     json_array_bytes: int = 1 * MIB
     token_seconds: float = 10800.0
+    token_depth: int = 16
+    revoked_tokens: int = 100_000
+    revoked_tokens_per_principal: int = 1000
     reconnection_token_seconds: float = 172800.0
     login_keys: int = 2000
     login_seconds: float = 180.0

@@ -148,9 +148,9 @@ class Wall:
     """The clock on the wall of a broker, to be advanced."""
 
     def __init__(self, broker: Broker) -> None:
-        self._clock = broker._clock
+        self._clock = broker.clock
         self._ahead = 0.0
-        broker._clock = self.time
+        broker.clock = self.time
 
     def time(self) -> float:
         return self._clock() + self._ahead

@@ -112,6 +112,17 @@ TABLE = {
     "list_bytes": by("broker/test_registry.py::test_a_list_is_bounded_exactly", quiet="the list is shorter"),
     "subscriptions_per_session": by("broker/test_registry.py::test_the_subscriptions_of_a_session_are_bounded_exactly"),
     "workspaces_per_principal": by("broker/test_builtin.py::test_the_workspaces_of_one_user_are_bounded_exactly"),
+    "service_types_bytes_per_workspace": by("broker/test_service_types.py::test_the_types_are_bounded_exactly"),
+    "bookmarks_bytes_per_workspace": by("broker/test_bookmarks.py::test_the_bookmarks_are_bounded_exactly"),
+    "environment_bytes_per_workspace": by(
+        "broker/test_environment.py::test_the_variables_are_bounded_exactly_and_can_always_be_removed"
+    ),
+    "event_bytes": by("broker/test_journal.py::test_the_data_of_an_event_is_bounded_exactly"),
+    "events_bytes_per_workspace": by(
+        "broker/test_journal.py::test_the_newest_events_are_kept_and_the_room_is_exact",
+        "broker/test_journal.py::test_the_events_of_a_workspace_have_so_much_room",
+        quiet="the oldest is forgotten",
+    ),
     "call_seconds": by("broker/test_endpoint.py::test_the_default_patience_is_a_minute"),
     "http_body_bytes": by("web/test_proxy.py::test_a_body_may_be_so_large"),
     "http_bodies_bytes": by("web/test_proxy.py::test_the_bodies_of_all_calls_are_bounded_together"),
@@ -122,6 +133,9 @@ TABLE = {
     ),
     "json_array_bytes": by("wire/test_values.py::test_the_limit_of_an_array_is_exact"),
     "token_seconds": by("test_limits.py::test_a_token_lives_so_long", quiet="the token has expired"),
+    "token_depth": by("broker/test_revocations.py::test_tokens_are_issued_one_through_the_other_so_often"),
+    "revoked_tokens": by("broker/test_revocations.py::test_the_revoked_tokens_are_bounded_exactly"),
+    "revoked_tokens_per_principal": by("broker/test_revocations.py::test_the_revoked_tokens_are_bounded_exactly"),
     "reconnection_token_seconds": by(
         "test_limits.py::test_a_reconnection_token_lives_so_long", quiet="the token has expired"
     ),

@@ -43,7 +43,8 @@ class Principal:
 
     *grants*: workspace name -> level. *home*: the workspace that a token names as its own. *client*: the one client
     id that it may connect as, None for any. *expires_at*: seconds since the epoch, None for what lives as long as its
-    connection.
+    connection. *tokens*: the ids of the token that proved it, which is the last, and of those through which that was
+    issued; none for who came without. It says how somebody came in, not who it is.
     """
 
     id: str
@@ -56,6 +57,11 @@ class Principal:
     expires_at: float | None = None
     is_root: bool = False
     client: str | None = None
+    tokens: tuple[str, ...] = field(default=(), compare=False)
+
+    def holds_or_issued(self, other: Principal) -> bool:
+        """Whether the token of *other* is this principal's own, or was issued by it or through its token."""
+        return self.id in {other.id, other.parent} or not set(self.tokens[-1:]).isdisjoint(other.tokens)
 
     def to_wire(self, workspace: str | None) -> dict[str, Any]:
         """The ``user`` map of frames, for both generations (``protocol.md`` 7.3). Kept small: it is in every frame."""

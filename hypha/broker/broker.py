@@ -70,7 +70,7 @@ class Broker:
     def __init__(self, config: Config, key: bytes, server_id: str, clock: Callable[[], float] = time.time) -> None:
         self.config = config
         self.limits = config.limits
-        self.tokens = Tokens(key, clock)
+        self.tokens = Tokens(key, clock, config.limits)
         self.dirty: DirtyOutboxes = {}
         mounted = {mount.path.split("/")[1] for mount in config.static_mounts} - {""}
         self.registry = Registry(config.limits, mounted)
@@ -81,7 +81,8 @@ class Broker:
         self.login = Login(self)
         self.server.own.add(parse_registration(DESCRIPTION, server_id), self.login.functions())
         self.router = Router(self.registry, self.server, self.reader)
-        self._clock = clock
+        #: Seconds since the epoch.
+        self.clock = clock
         self._generation = 0
         self._next_look = 0.0  # trio time
         self._ended: OrderedDict[str, float] = OrderedDict()
@@ -107,6 +108,13 @@ class Broker:
             return self.tokens.verify(token)
         return Principal(id=new_user_id(), is_anonymous=True)
 
+    def require_valid(self, principal: Principal) -> None:
+        """Raise :class:`NotAuthenticated` when the token of *principal* has expired or was revoked meanwhile."""
+        if principal.expires_at is not None and principal.expires_at < self.clock():
+            raise NotAuthenticated("the token has expired; generate a new one")
+        if self.tokens.is_revoked(principal):
+            raise NotAuthenticated("the token was revoked; generate a new one")
+
     def token_life(self, issuer: Principal, asked: object) -> float:
         """Seconds that a new token may live: as asked, but not longer than its issuer's own.
 
@@ -127,7 +135,7 @@ class Broker:
 
     def remaining(self, principal: Principal) -> float | None:
         """Seconds until the token of *principal* expires; None for who has none."""
-        return None if principal.expires_at is None else principal.expires_at - self._clock()
+        return None if principal.expires_at is None else principal.expires_at - self.clock()
 
     def resumption_token(self, session: PeerSession) -> str:
         """The token with which *session*'s client comes back as the same client."""
@@ -159,7 +167,7 @@ class Broker:
             raise PermissionDenied("the reconnection token belongs to another client id")
         if resumption.identity in self._ended:
             raise NotAuthenticated("the session has ended; connect without the reconnection token")
-        if principal.expires_at is not None and principal.expires_at < self._clock():
+        if principal.expires_at is not None and principal.expires_at < self.clock():
             raise NotAuthenticated("the token of the session has expired; connect with a new one")
         workspace = self.registry.workspaces.get(self._workspace_name(principal, address.workspace, resumed=True))
         current: PeerSession | Parked | None = None
@@ -331,6 +339,12 @@ class Broker:
         session.transport.close(1008, reason)
         self.leave(session, clean=True)
 
+    def lose(self, session: PeerSession, reason: str) -> None:
+        """End the session of a client that seems to be gone; its callers know at once, and it may come back."""
+        logger.warning("%s %s: disconnected", session.name, reason)
+        session.transport.close(1012, f"the client {reason}")
+        self.leave(session, clean=False)
+
     def _detach(self, session: PeerSession) -> None:
         self.registry.remove(session)
         end_session(session)
@@ -370,8 +384,8 @@ class Broker:
     # --- time -------------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """Once a second: heartbeats and ends of calls, ends of grace periods, expired tokens, idle workspaces."""
-        now, wall = self.now(), self._clock()
+        """Once a second: heartbeats and ends of calls, ends of grace periods, ended tokens, idle workspaces."""
+        now, wall = self.now(), self.clock()
         self.server.sweep(now)
         self.login.sweep(now)
         if now >= self._next_look:
@@ -384,6 +398,9 @@ class Broker:
             expires = session.principal.expires_at
             if expires is not None and expires < wall:
                 session.transport.close(1008, "the token has expired")
+            elif self.tokens.is_revoked(session.principal):
+                self.expel(session, "the token was revoked")
+        self.tokens.sweep()
         for parked in self._suspended.expired(now):
             self._unpark(parked)
         for workspace in list(self.registry.workspaces.values()):

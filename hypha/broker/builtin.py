@@ -262,7 +262,7 @@ class LegacyManager(Manager):
         if name == "*":
             own = list(call.workspace.services())
             return own + [item for item in self._registry.public_services() if item.workspace != call.workspace.name]
-        workspace = self._named(name)
+        workspace = self.named(name)
         return workspace.services() if workspace is not None else ()
 
     # --- workspaces and tokens --------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def issue(
         grants=grants,
         home=home,
         client=_own_client(issuer, config.get("client_id")),
+        tokens=issuer.tokens,
     )
     if len(encode_value(principal.to_wire(None))) > _MAX_USER:
         raise LimitExceeded("a token for so many workspaces would make every message too long; ask for fewer")

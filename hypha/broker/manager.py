@@ -121,7 +121,7 @@ class Manager:
             if service.workspace == workspace and wanted.client in {None, service.client}
         ]
 
-    def _named(self, name: object) -> Workspace | None:
+    def named(self, name: object) -> Workspace | None:
         """The workspace of that name; None, too, for what is no name."""
         return self._registry.workspaces.get(name) if isinstance(name, str) else None
 
@@ -153,7 +153,7 @@ class Manager:
         if config.get("persistent") and call.principal.is_anonymous:
             raise PermissionDenied("Only registered user can create persistent workspace.")
         settings = workspace_settings({key: value for key, value in config.items() if key not in {"name", "id"}})
-        existing = self._named(name)
+        existing = self.named(name)
         if existing is None:
             self._require_room(call.principal)
             if isinstance(name, str) and is_user_id(name) and name != call.principal.id:
@@ -180,7 +180,7 @@ class Manager:
         """The WorkspaceInfo of the workspace, or of another that the caller may see."""
         if workspace is None or workspace == call.workspace.name:
             return call.workspace.describe()
-        other = self._named(workspace)
+        other = self.named(workspace)
         if other is None or level_in(call.principal, other) is Level.NONE:
             raise PermissionDenied(f"Permission denied for workspace {workspace}.")
         return other.describe()

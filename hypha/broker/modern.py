@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 import hypha
-from hypha.broker import events
+from hypha.broker import environment, events
 from hypha.broker.access import Action, Level, level_in, may
+from hypha.broker.bookmarks import BookmarkFunctions
 from hypha.broker.builtin import BUILT_IN_CONFIG, built_in_functions
 from hypha.broker.endpoint import ServerCall
 from hypha.broker.function import Function
 from hypha.broker.info import built_in_info, service_info
 from hypha.broker.issuing import issue
+from hypha.broker.journal import JournalFunctions
 from hypha.broker.manager import BUILT_IN, DEFAULT, Manager, Run, as_map
 from hypha.broker.registry import Workspace, not_found_hint, parse_registration
 from hypha.broker.selection import choose
+from hypha.broker.service_types import ServiceTypeFunctions
 from hypha.broker.session import PeerSession, Service
-from hypha.errors import HyphaError, InvalidArgument, NotFound, PermissionDenied
+from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, PeerGone, PermissionDenied, RemoteError
 from hypha.wire.address import PUBLIC_WORKSPACE, Address, ServiceQuery, check_name, parse_service_id, parse_target
 
 if TYPE_CHECKING:
@@ -30,6 +36,14 @@ _BUILT_IN_NAME = "built-in"
 _MANAGER_NAME = "~"
 _LIST_KEYS = frozenset({"visibility", "workspace", "client_id", "service_id", "id", "type", "app_id"})
 _MAX_LISTED = 1000  # workspaces in one answer
+_PING_SECONDS = 5.0
+_MAX_PING_SECONDS = 60.0
+
+
+class SearchDisabled(NotFound):
+    """There is no search; users of the original know these words."""
+
+    remote_type = "RuntimeError"
 
 
 def functions(broker: Broker) -> dict[str, Function]:
@@ -37,7 +51,14 @@ def functions(broker: Broker) -> dict[str, Function]:
     manager = ModernManager(broker)
     table = built_in_functions(broker)
     table[BUILT_IN + "get_service"] = Function.of(manager.get_built_in_service)
-    for run, needs in manager.exported():
+    offered = (
+        manager.exported(),
+        JournalFunctions(broker).exported(),
+        ServiceTypeFunctions(manager).exported(),
+        BookmarkFunctions(manager).exported(),
+        environment.exported(),
+    )
+    for run, needs in itertools.chain.from_iterable(offered):
         table[DEFAULT + run.__name__] = Function.of(run, needs, described=True)
     return table
 
@@ -49,15 +70,16 @@ class ModernManager(Manager):
         """Each function with what its caller must be allowed to do in the workspace that it is connected to."""
         reading: tuple[Run, ...] = (
             self.echo,
-            self.log,
             self.register_service,
             self.get_service,
             self.get_service_info,
             self.list_services,
+            self.search_services,
             self.list_clients,
             self.ping,
             self.generate_token,
             self.parse_token,
+            self.revoke_token,
             self.create_workspace,
             self.delete_workspace,
             self.get_workspace_info,
@@ -70,6 +92,7 @@ class ModernManager(Manager):
         for run in reading:
             yield run, Action.READ
         yield self.unregister_service, Action.WRITE
+        yield self.cleanup, Action.READ
 
     async def get_built_in_service(self, call: ServerCall, service_id: str) -> dict[str, Any]:
         """The server's own services as objects."""
@@ -226,6 +249,10 @@ class ModernManager(Manager):
         listed = await self._listed(call, self._services_in(call, place), matches)
         return [entry for entry in built_ins if _matches(entry, filters)] + [service_info(item) for item in listed]
 
+    async def search_services(self, call: ServerCall, query: Any = None, **options: Any) -> None:
+        """Not possible: this server finds services by name, type and place, as ``list_services`` does."""
+        raise SearchDisabled("Service search is not enabled.")
+
     def _filters(self, call: ServerCall, query: object) -> dict[str, Any]:
         """A query as what to match. Raises :class:`InvalidArgument`, for unknown keys too."""
         if isinstance(query, str):
@@ -246,20 +273,20 @@ class ModernManager(Manager):
         if place == "*":
             own = list(call.workspace.services())
             return own + [item for item in self._registry.public_services() if item.workspace != call.workspace.name]
-        workspace = self._named(place)
+        workspace = self.named(place)
         return workspace.services() if workspace is not None else ()
 
     # --- clients ----------------------------------------------------------------------------------------------
 
     async def list_clients(self, call: ServerCall, workspace: str | None = None) -> list[dict[str, Any]]:
         """The clients of the workspace, or of another that the caller may see, each with its user."""
-        place = self._visible(call, workspace)
+        place = self.visible(call, workspace)
         return [{"id": item.name, "user": item.principal.to_wire(place.name)} for item in place.members.values()]
 
     async def ping(self, call: ServerCall, client_id: str, timeout: float = 5) -> str:  # noqa: ASYNC109  a wire name
         """``"pong"`` when the client answers, otherwise what is wrong with it."""
         address = _address(client_id, call.workspace.name)
-        place = self._visible(call, address.workspace)
+        place = self.visible(call, address.workspace)
         member = place.members.get(address.client)
         if member is None:
             return f"Client not found: {address}"
@@ -268,6 +295,34 @@ class ModernManager(Manager):
         except HyphaError as exc:
             return f"Failed to ping client {address}: {exc}"
         return str(answer)
+
+    async def cleanup(
+        self,
+        call: ServerCall,
+        workspace: str | None = None,
+        timeout: float = 5,  # noqa: ASYNC109  a wire name
+    ) -> dict[str, Any]:
+        """Disconnect the clients of a workspace that do not answer a ping; those that live return by themselves."""
+        place = self.visible(call, workspace)
+        if not may(call.principal, Action.ADMINISTER, place).allowed:
+            raise PermissionDenied(f"Permission denied for workspace {place.name}.")
+        silent: list[PeerSession] = []
+        patience = min(_seconds(timeout) or _PING_SECONDS, _MAX_PING_SECONDS)
+        async with trio.open_nursery() as nursery:
+            for member in place.members.values():
+                nursery.start_soon(self._note_silence, member, patience, silent)
+        for member in silent:
+            self._broker.lose(member, "did not answer a ping")
+        return {"removed_clients": [member.name for member in silent]} if silent else {}
+
+    async def _note_silence(self, member: PeerSession, patience: float, silent: list[PeerSession]) -> None:
+        try:
+            await self._broker.server.call(member, BUILT_IN + "ping", ["ping"], patience=patience)
+        except (CallTimeout, PeerGone):
+            if member.open:
+                silent.append(member)
+        except RemoteError as exc:
+            logger.info("%s lives, and answers a ping with: %s", member.name, exc)
 
     # --- tokens -----------------------------------------------------------------------------------------------
 
@@ -282,15 +337,27 @@ class ModernManager(Manager):
 
     async def parse_token(self, call: ServerCall, token: str) -> dict[str, Any]:
         """The user that a token proves."""
-        if not isinstance(token, str):
-            raise InvalidArgument("a token is text")
-        return self._broker.tokens.verify(token).to_wire(call.workspace.name)
+        return self._broker.tokens.verify(_token(token)).to_wire(call.workspace.name)
+
+    async def revoke_token(self, call: ServerCall, token: str) -> None:
+        """Let a token be refused from now on, with all that was issued through it; who came with it is disconnected.
+
+        That may do who holds it, who issued it, and an administrator of every workspace that it opens.
+        """
+        holder = self._broker.tokens.verify(_token(token))
+        opened = [self.named(name) for name in holder.grants]
+        administers = opened and all(
+            place is not None and may(call.principal, Action.ADMINISTER, place).allowed for place in opened
+        )
+        if not administers and not call.principal.holds_or_issued(holder):
+            raise PermissionDenied("a token is revoked by who holds or issued it, or administers its workspace")
+        self._broker.tokens.revoke(holder, call.principal.parent or call.principal.id)
 
     # --- workspaces -------------------------------------------------------------------------------------------
 
     async def delete_workspace(self, call: ServerCall, workspace: str) -> None:
         """End a workspace that the caller administers: its clients are disconnected for good."""
-        place = self._visible(call, workspace)
+        place = self.visible(call, workspace)
         if not may(call.principal, Action.ADMINISTER, place).allowed or place.name == PUBLIC_WORKSPACE:
             raise PermissionDenied(f"Permission denied for workspace {place.name}.")
         if place is call.workspace:
@@ -318,11 +385,11 @@ class ModernManager(Manager):
             "user_permission": level_in(call.principal, call.workspace).letter,
         }
 
-    def _visible(self, call: ServerCall, name: object) -> Workspace:
+    def visible(self, call: ServerCall, name: object) -> Workspace:
         """The workspace of that name, the caller's own without one; one answer for all that it may not see."""
         if name is None or name == call.workspace.name:
             return call.workspace
-        place = self._named(name)
+        place = self.named(name)
         if place is None or not may(call.principal, Action.READ, place).allowed:
             raise PermissionDenied(f"Permission denied for workspace {str(name)[:200]}.")
         return place
@@ -353,6 +420,12 @@ def _matches(entry: dict[str, Any], filters: dict[str, Any]) -> bool:
     client, _, service = entry["id"].partition("/")[2].partition(":")
     told = {**entry, "visibility": entry["config"]["visibility"], "client_id": client, "service_id": service}
     return all(value == "*" or told[key] == value for key, value in filters.items())
+
+
+def _token(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgument("a token is text")
+    return value
 
 
 def _seconds(value: object) -> float | None:

@@ -15,17 +15,18 @@ import trio
 from hypha.broker.access import Action, Principal, may
 from hypha.broker.events import publish
 from hypha.broker.info import service_info
+from hypha.broker.journal import Journal
+from hypha.broker.kept import pack
+from hypha.broker.service_types import ServiceTypes
 from hypha.broker.session import Offer, PeerSession, Service, Session, gone_text
 from hypha.config import RESERVED_NAMES, Limits
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, PeerGone
 from hypha.wire.address import PUBLIC_WORKSPACE, Address, check_name
-from hypha.wire.calls import encode_value
 
 _WORKSPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~|-]*")
 _HIDDEN = ("built-in", "_rintf_")
 _LOOKED_AT_ONCE = 100  # services: a fraction of a millisecond
 _LISTED_BYTES = 200  # of a list, for each service beside its description: ids and names of fields
-_LEVELS = 16  # of lists and maps, at most, in which a description is sent to others; msgpack writes so many and no more
 _NEAR_NAMES = 100
 _NEAR_LENGTH = 40  # characters; comparing takes the product of both lengths, and nobody mistypes longer names
 
@@ -50,6 +51,11 @@ class Workspace:
     own_services: dict[str, Service] = field(default_factory=dict)
     members: dict[str, PeerSession] = field(default_factory=dict)
     parked: dict[str, Parked] = field(default_factory=dict)
+    #: What its members have left with it. Secrets among the variables: they are not shown.
+    service_types: ServiceTypes = field(default_factory=ServiceTypes, repr=False)
+    journal: Journal = field(default_factory=Journal, repr=False)
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+    bookmarks: list[dict[str, Any]] = field(default_factory=list, repr=False)
     #: trio time since which nobody is connected and nobody may come back; None while somebody is.
     idle_since: float | None = None
 
@@ -65,6 +71,7 @@ class Workspace:
             "deny_list": list(self.deny_list),
             "visibility": self.visibility,
             "read_only": False,
+            "config": {"bookmarks": self.bookmarks},
         }
 
     def services(self) -> Iterator[Service]:
@@ -494,10 +501,7 @@ def _schema(value: object, service_id: str) -> dict[str, Any] | None:
 
 def _size(described: object) -> int:
     """Bytes of a description as msgpack. Raises :class:`InvalidArgument` for one that no list could hold."""
-    nested = described
-    for _ in range(_LEVELS):
-        nested = [nested]
-    return len(encode_value(nested)) - _LEVELS
+    return len(pack(described))
 
 
 def _texts(value: object) -> list[str]:

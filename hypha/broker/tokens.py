@@ -1,4 +1,4 @@
-"""Tokens: issue and verify. JWT with HS256 (RFC 7519), one signing key per data directory (``protocol.md`` 7)."""
+"""Tokens: issue, verify, revoke. JWT with HS256 (RFC 7519), one signing key per data directory (``protocol.md`` 7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 import jwt
 
 from hypha.broker.access import Level, Principal
-from hypha.errors import NotAuthenticated
+from hypha.broker.revocations import Revocations
+from hypha.config import Limits
+from hypha.errors import LimitExceeded, NotAuthenticated
 from hypha.wire.address import Address
 
 _ISSUER = "hypha"
@@ -36,16 +38,27 @@ _DECODED_TOKENS = 1000
 
 
 class Tokens:
-    """Issues and verifies tokens with one key. *clock* gives seconds since the epoch."""
+    """Issues and verifies tokens with one key. *clock* gives seconds since the epoch.
 
-    def __init__(self, key: bytes, clock: Callable[[], float] = time.time) -> None:
+    A token holds its own id and those of the tokens through which it was issued, so that revoking one of them ends it.
+    """
+
+    def __init__(self, key: bytes, clock: Callable[[], float] = time.time, limits: Limits | None = None) -> None:
         self._key = key
         self._clock = clock
         # A tenth of the cost of a connection is the check of its token, and programs use theirs again and again.
         self._decoded = lru_cache(_DECODED_TOKENS)(self._decode)
+        self._limits = limits or Limits()
+        self._revocations = Revocations(self._limits)
 
     def issue(self, principal: Principal, *, expires_in: float) -> str:
-        """A token that proves *principal* for *expires_in* seconds. Plain JWT; :func:`legacy_form` marks it."""
+        """A token that proves *principal* for *expires_in* seconds. Plain JWT; :func:`legacy_form` marks it.
+
+        It ends with the tokens of *principal*, too, when one is revoked. Raises :class:`LimitExceeded` for too many.
+        """
+        if len(principal.tokens) >= self._limits.token_depth:
+            limit = self._limits.token_depth
+            raise LimitExceeded(f"token_depth = {limit} tokens were issued one through the other; begin with the first")
         return self._sign(principal, "access", expires_in)
 
     def issue_resumption(self, resumption: Resumption, *, expires_in: float) -> str:
@@ -63,6 +76,23 @@ class Tokens:
         address = Address(str(claims.get("ws")), str(claims.get("cid")))
         return Resumption(address, _principal(claims), str(claims.get("ses")))
 
+    def revoke(self, principal: Principal, owner: str) -> None:
+        """Let the token that proved *principal* be refused from now on, and whatever was issued through it.
+
+        It is remembered until the token would have expired, and counts against *owner*. Raises
+        :class:`LimitExceeded`.
+        """
+        assert principal.expires_at is not None, "it was proved by a token, which ends"
+        self._revocations.add(principal.tokens[-1], owner, principal.expires_at + _CLOCK_SKEW)
+
+    def is_revoked(self, principal: Principal) -> bool:
+        """Whether *principal* came with a token that was revoked since."""
+        return self._revocations.touch(principal.tokens)
+
+    def sweep(self) -> None:
+        """Forget the revoked tokens that have expired."""
+        self._revocations.forget(self._clock())
+
     def _sign(self, principal: Principal, use: str, expires_in: float, extra: Mapping[str, str] | None = None) -> str:
         now = self._clock()
         scope = [f"ws:{name}#{level.letter}" for name, level in principal.grants.items()]
@@ -75,6 +105,7 @@ class Tokens:
             "iat": int(now),
             "exp": int(now + expires_in),
             "jti": secrets.token_urlsafe(12),
+            "via": list(principal.tokens),
             "use": use,
             "scope": " ".join(scope),
             "anonymous": principal.is_anonymous,
@@ -93,6 +124,8 @@ class Tokens:
             raise NotAuthenticated("the token has expired; generate a new one")
         if claims.get("use") != use:
             raise NotAuthenticated("the token is not meant for this use")
+        if self._revocations.touch([*claims.get("via", ()), str(claims.get("jti"))]):
+            raise NotAuthenticated("the token was revoked; generate a new one")
         return claims
 
     def _decode(self, bare: str) -> Mapping[str, Any]:
@@ -122,7 +155,8 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
             grants[name] = level
         elif kind == "wid":
             home = rest
-    until = claims["exp"] if claims.get("use") == "access" else claims.get("until")
+    is_access = claims.get("use") == "access"
+    through = tuple(claims.get("via", ()))
     return Principal(
         id=str(claims["sub"]),
         is_anonymous=bool(claims.get("anonymous")),
@@ -132,7 +166,8 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
         grants=grants,
         home=home,
         client=claims.get("client"),
-        expires_at=until,
+        expires_at=claims["exp"] if is_access else claims.get("until"),
+        tokens=(*through, str(claims.get("jti"))) if is_access else through,
     )
 
 

@@ -61,7 +61,7 @@ class Proxy:
                 value = await self._call(service, target.keys, caller, arguments, base_url(scope, scope["root_path"]))
                 encode = encode_value if as_msgpack else self._json
                 if isinstance(service.session, PeerSession) and values.is_generator(value):
-                    source = items(self._broker.server, service.session, value, caller, arguments.patience)
+                    source = items(self._broker, service.session, value, caller, arguments.patience)
                     await send_stream(source, send, encode, as_msgpack=as_msgpack)
                 else:
                     await send_response(send, 200, MSGPACK if as_msgpack else JSON, encode(value))

@@ -14,7 +14,7 @@ from typing import Any
 
 from hypercorn.typing import ASGISendCallable
 
-from hypha.broker.endpoint import ServerSession
+from hypha.broker.broker import Broker
 from hypha.broker.session import PeerSession
 from hypha.errors import HyphaError, NotAcceptable
 from hypha.web.http import MSGPACK
@@ -28,19 +28,21 @@ Encode = Callable[[Any], bytes]
 
 
 async def items(
-    server: ServerSession, provider: PeerSession, value: dict[str, Any], caller: Caller, patience: float | None
+    broker: Broker, provider: PeerSession, value: dict[str, Any], caller: Caller, patience: float | None
 ) -> AsyncGenerator[Any, None]:
     """The items of the generator *value* that *provider* has returned to *caller*.
 
-    *patience*: seconds to wait for each. Raises what :meth:`ServerSession.call` raises, and :class:`NotAcceptable` for
-    the generator of another client. Close it, also when it is not read to its end; that does not wait.
+    *patience*: seconds to wait for each. Raises what :meth:`ServerSession.call` raises, :class:`NotAcceptable` for the
+    generator of another client, and :class:`NotAuthenticated` when the caller's token ends meanwhile. Close it, also
+    when it is not read to its end; that does not wait.
     """
     if value.get("_rtarget") not in {provider.name, provider.address.client}:
         raise NotAcceptable("the result is a generator of another client; only its own can be read over HTTP")
     stamp = caller.stamp()
     try:
         while True:
-            item = await server.call(
+            broker.require_valid(caller.principal)
+            item = await broker.server.call(
                 provider, value["_rmethod"], [], source=caller.source, stamp=stamp, patience=patience
             )
             if values.is_end(item):
@@ -49,7 +51,7 @@ async def items(
     finally:
         close = value.get("_rclose_method")
         if isinstance(close, str):
-            server.notify(provider, close, caller.source, stamp)
+            broker.server.notify(provider, close, caller.source, stamp)
 
 
 async def send_stream(

@@ -284,9 +284,7 @@ async def wait_and_route(broker: Broker, sender: PeerSession, frame: Frame, bloc
 
 def cut(broker: Broker, session: PeerSession, reason: str) -> None:
     """End the session of a peer that hurts others or is lost; its callers know at once, and it may come back."""
-    logger.warning("%s %s: disconnected", session.name, reason)
-    session.transport.close(1012, f"the client {reason}")
-    broker.leave(session, clean=False)
+    broker.lose(session, reason)
 
 
 class Swept(Protocol):

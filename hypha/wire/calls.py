@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgpack
+
 from hypha.errors import InvalidArgument, ProtocolViolation, RemoteError
 from hypha.wire.frame import Fields, Frame, encode_header, packer
 from hypha.wire.values import error
@@ -118,6 +120,11 @@ def encode_value(value: Any) -> bytes:
         return bytes(packer.pack(value))
     except (ValueError, OverflowError, TypeError) as exc:
         raise InvalidArgument(f"the value cannot be sent as msgpack: {exc}") from exc
+
+
+def decode_value(data: bytes) -> Any:
+    """The inverse of :func:`encode_value`, for what that has written."""
+    return msgpack.unpackb(data, strict_map_key=True)
 
 
 def answer(to: str, method: str, session: str, value: Any) -> Message:

@@ -657,6 +657,7 @@ async def test_a_workspace_is_created_and_described(live: Scene) -> None:
         "deny_list": [],
         "visibility": "public",
         "read_only": False,
+        "config": {"bookmarks": []},
     }
     assert await a.ask("get_workspace_info", "new-one") == info
     assert await rejected(a, "create_workspace", config) == "Exception: Workspace new-one already exists."

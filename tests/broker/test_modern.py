@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hypha.broker.access import Action, Level
 from hypha.broker.broker import Credentials
@@ -15,24 +15,13 @@ from hypha.broker.registry import Registration
 from hypha.errors import InvalidArgument
 from hypha.wire.calls import encode_value
 from hypha.wire.dialect import MODERN
+from tests.broker.managing import MANAGER, ask, refused
 from tests.broker.memory import LOGIN, SERVER_ID, Peer, Rejected, Scene
-
-MANAGER = f"*/{SERVER_ID}"
 
 
 @pytest.fixture
 async def live(nursery: trio.Nursery) -> Scene:
     return Scene(nursery=nursery)
-
-
-async def ask(peer: Peer, name: str, *args: Any, **kwargs: Any) -> Any:
-    return await peer.ask(name, *args, to=MANAGER, **kwargs)
-
-
-async def refused(peer: Peer, name: str, *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(Rejected) as caught:
-        await ask(peer, name, *args, **kwargs)
-    return str(caught.value)
 
 
 def entry(peer: Peer, name: str, **more: Any) -> dict[str, Any]:
@@ -105,13 +94,16 @@ async def test_each_manager_answers_at_its_own_address(live: Scene) -> None:
 async def test_only_a_writer_changes_what_there_is(live: Scene) -> None:
     needs = {path: function.needs for path, function in live.broker.server.modern_functions.items()}
     writing = {path for path, action in needs.items() if action is Action.WRITE}
-    assert writing == {"services.default.unregister_service"}
+    names = ("unregister_service", "log", "log_event", "set_env", "get_env", "bookmark", "unbookmark")
+    assert writing == {f"services.default.{name}" for name in (*names, "register_service_type")}
     assert all(needs[path] is Action.READ for path in needs if ".default." in path and path not in writing)
     reader = live.join("lab/r", principal=live.principal("r", "lab", Level.READ), dialect=MODERN)
     assert await ask(reader, "register_service", entry(reader, "built-in")) is None
     assert "Permission denied for workspace lab" in await refused(reader, "register_service", entry(reader, "x"))
     assert "Permission denied for workspace lab" in await refused(reader, "unregister_service", "x")
     assert reader.session.services == {}
+    for name in ("log", "get_env"):
+        assert "Permission denied for workspace lab" in await refused(reader, name, "x")
 
 
 # --- registration ---------------------------------------------------------------------------------------------
@@ -286,6 +278,38 @@ async def test_clients_are_listed_and_pinged(live: Scene) -> None:
     for name, *args in (("ping", "lab/b"), ("list_clients", "lab")):
         assert "Permission denied for workspace lab" in await refused(far, name, *args)
     assert "gave neither a result" in await ask(far, "ping", "far/c", 0.01)
+
+
+async def test_who_does_not_answer_a_ping_is_cleaned_up(live: Scene, autojump_clock: MockClock) -> None:
+    a = live.join("lab/a", principal=live.principal("owner", "lab", Level.ADMIN), dialect=MODERN)
+    lives, other, silent = live.join("lab/lives"), live.join("lab/other", dialect=MODERN), live.join("lab/silent")
+    for peer in (a, lives, other):
+        Provider(peer)
+    silent.announce("x")
+    began = trio.current_time()
+    assert await ask(a, "cleanup", timeout=3) == {"removed_clients": ["lab/silent"]}
+    assert trio.current_time() - began == 3
+    assert silent.transport.closed == [(1012, "the client did not answer a ping")]
+    assert await ask(a, "list_services", "lab/x") == []
+    assert await ask(a, "cleanup", "lab") == {}
+    assert "Permission denied for workspace lab" in await refused(other, "cleanup")
+    far = live.join("far/c", dialect=MODERN)
+    assert "Permission denied for workspace lab" in await refused(far, "cleanup", "lab")
+    assert "Permission denied for workspace nowhere" in await refused(far, "cleanup", "nowhere")
+
+
+async def test_a_client_that_answers_a_ping_with_an_error_lives(live: Scene) -> None:
+    a = live.join("lab/a", principal=live.principal("owner", "lab", Level.ADMIN), dialect=MODERN)
+    assert a.transport.nursery is not None
+    a.transport.nursery.start_soon(a.serve, lambda message: int("no ping here"))
+    assert await ask(a, "cleanup") == {}
+
+
+async def test_there_is_no_search(live: Scene) -> None:
+    a = live.join("lab/a", dialect=MODERN)
+    for args, kwargs in (((), {}), (("text", {"type": "x"}), {"limit": 5})):
+        text = await refused(a, "search_services", *args[:1], **kwargs)
+        assert text == "RuntimeError: Service search is not enabled."
 
 
 async def test_a_token_names_its_workspace_and_perhaps_its_client(live: Scene) -> None:
