@@ -399,7 +399,10 @@ class Broker:
             if expires is not None and expires < wall:
                 session.transport.close(1008, "the token has expired")
             elif self.tokens.is_revoked(session.principal):
-                self.expel(session, "the token was revoked")
+                # Who returns is refused, which ends every client. The word with which others are expelled would leave
+                # hypha-rpc for Python waiting for itself.
+                session.transport.close(1008, "the token was revoked")
+                self.leave(session, clean=True)
         self.tokens.sweep()
         for parked in self._suspended.expired(now):
             self._unpark(parked)

@@ -115,7 +115,7 @@ async def test_an_event_that_could_not_be_read_again_is_refused(live: Scene) -> 
     assert "cannot be sent" in await refused(a, "log_event", "x", nested(deepest - 8))
     await ask(a, "log_event", "x", nested(deepest - 16))
     (event,) = await ask(a, "get_events")
-    assert event["data"] == nested(deepest - 16)
+    assert encode_value(event["data"]) == encode_value(nested(deepest - 16))  # too deep to be compared
 
 
 def nested(depth: int) -> list[Any]:
