@@ -204,6 +204,33 @@ async def test_a_provider_that_vanishes_ends_the_stream_with_an_error(
     assert "is not connected" in error["error"]
 
 
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+async def test_a_token_that_ends_ends_the_stream(
+    autojump_clock: MockClock, stack: MemoryStack, provider: Peer, end: str
+) -> None:
+    broker, counter = stack.broker, Counter(provider, float("inf"))
+    path, token = await offer(counter), await provider.manager("generate_token", {"expires_in": 60})
+    wall = broker.clock
+
+    async def then_end(call: Call) -> Any:
+        if counter.made == 2 and end == "revoked":
+            broker.tokens.revoke(broker.authenticate(token), "somebody")
+        elif counter.made == 2:
+            broker.clock = lambda: wall() + 61
+        return await counter.next(call)
+
+    provider.functions["gen.next"] = then_end
+    bearer = {"Authorization": f"Bearer {token}"}
+    told = events(await http(stack, path, headers=bearer))
+    words = f"the token {'was revoked' if end == 'revoked' else 'has expired'}; generate a new one"
+    assert told == [{"n": 1}, {"n": 2}, {"n": 3}, {"error": f"PermissionError: {words}"}, "[DONE]"]
+    await wait_all_tasks_blocked()
+    assert counter.count_closes() == 1
+    if end == "revoked":
+        answer = await http(stack, path, headers=bearer)
+        assert (answer.status, answer.detail) == (401, words)
+
+
 async def test_a_stream_can_be_cancelled_at_every_step(
     autojump_clock: MockClock, stack: MemoryStack, provider: Peer
 ) -> None:
