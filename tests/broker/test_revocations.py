@@ -16,8 +16,9 @@ from hypha.config import Limits
 from hypha.errors import LimitExceeded, NotAuthenticated
 from hypha.wire.dialect import LEGACY, MODERN, Dialect
 from tests.broker.managing import ask, refused
-from tests.broker.memory import EPOCH, Peer, Scene
+from tests.broker.memory import EPOCH, SERVER_ID, Peer, Scene
 
+LOGIN_HOME = f"public/{SERVER_ID}"
 REVOKED = "the token was revoked; generate a new one"
 
 
@@ -105,6 +106,19 @@ async def test_what_a_revoked_token_has_issued_is_revoked_with_it(live: Scene, o
     live.broker.sweep()
     assert not resumed.session.open
     assert owner.session.open
+
+
+async def test_what_one_logs_in_with_is_revoked_with_the_token_that_was_reported(live: Scene, owner: Peer) -> None:
+    token = await ask(owner, "generate_token")
+    guest = come(live, "guest", token)
+    of_page = await guest.ask("services.hypha-login.generate", to=LOGIN_HOME)
+    key = (await owner.ask("services.hypha-login.start", expires_in=60, to=LOGIN_HOME))["key"]
+    await owner.ask("services.hypha-login.report", key, token, to=LOGIN_HOME)
+    given = await owner.ask("services.hypha-login.check", key, to=LOGIN_HOME)
+    assert given != token
+    await ask(owner, "revoke_token", token)
+    for text in (of_page, given):
+        assert is_refused(live.broker.authenticate, text)
 
 
 async def test_it_is_revoked_by_its_holder_its_issuer_or_an_administrator(live: Scene) -> None:
