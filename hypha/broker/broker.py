@@ -19,6 +19,7 @@ from hypha.broker.events import publish
 from hypha.broker.inflight import end_session, forget_silent
 from hypha.broker.info import service_info
 from hypha.broker.login import DESCRIPTION, Login
+from hypha.broker.manager import BUILT_IN
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
 from hypha.broker.registry import (
     Parked,
@@ -33,7 +34,16 @@ from hypha.broker.router import Router
 from hypha.broker.session import PeerSession
 from hypha.broker.tokens import Resumption, Tokens, new_user_id
 from hypha.config import Config, Limits
-from hypha.errors import Conflict, InvalidArgument, LimitExceeded, NotAuthenticated, PermissionDenied
+from hypha.errors import (
+    CallTimeout,
+    Conflict,
+    InvalidArgument,
+    LimitExceeded,
+    NotAuthenticated,
+    PeerGone,
+    PermissionDenied,
+    RemoteError,
+)
 from hypha.wire.address import Address, check_client_id, check_name
 from hypha.wire.calls import Message
 from hypha.wire.dialect import Dialect
@@ -41,6 +51,7 @@ from hypha.wire.frame import FrameReader, HeaderBounds
 
 logger = logging.getLogger(__name__)
 
+_PING_SECONDS = 2.0
 _ENDED_REMEMBERED = 10_000  # clean ends whose reconnection tokens are refused until they expire by themselves
 
 
@@ -62,6 +73,14 @@ class Admission:
     principal: Principal
     identity: str
     resumed: bool
+
+
+class OwnClientExists(Conflict):
+    """The same user is connected under the client id already, as *client*."""
+
+    def __init__(self, text: str, client: PeerSession) -> None:
+        super().__init__(text)
+        self.client = client
 
 
 class Broker:
@@ -161,6 +180,31 @@ class Broker:
         self._require_free(name, client_id, principal)
         return Admission(Address(name, client_id), principal, secrets.token_urlsafe(12), resumed=False)
 
+    async def admit_or_replace(self, credentials: Credentials) -> Admission:
+        """As :meth:`admit`, but a client that the same user has left behind dead makes room for the new one.
+
+        It is dead when it has no call to answer and does not answer a ping in two seconds (``protocol.md`` 1.4).
+        """
+        try:
+            return self.admit(credentials)
+        except OwnClientExists as exc:
+            before = exc.client
+            if before.inbound or await self.is_alive(before, _PING_SECONDS):
+                raise
+        if before.open:
+            self.lose(before, "did not answer a ping, and its user has come again")
+        return self.admit(credentials)
+
+    async def is_alive(self, session: PeerSession, patience: float) -> bool:
+        """Whether a client answers a ping within *patience* seconds, be it with an error."""
+        try:
+            await self.server.call(session, BUILT_IN + "ping", ["ping"], patience=patience)
+        except (CallTimeout, PeerGone):
+            return False
+        except RemoteError as exc:
+            logger.info("%s answers a ping with: %s", session.name, exc)
+        return True
+
     def _readmit(self, client_id: str, resumption: Resumption) -> Admission:
         address, principal = resumption.address, resumption.principal
         if client_id != address.client:
@@ -222,8 +266,10 @@ class Broker:
         workspace = self.registry.workspaces.get(workspace_name)
         if workspace is None:
             return
-        if client_id in workspace.members:
-            raise Conflict(f"Client already exists and is active: {workspace_name}/{client_id}; choose another id")
+        current = workspace.members.get(client_id)
+        if current is not None:
+            text = f"Client already exists and is active: {current.name}; choose another id"
+            raise OwnClientExists(text, current) if current.principal.id == principal.id else Conflict(text)
         parked = workspace.parked.get(client_id)
         if parked is None or parked.principal_id == principal.id:
             return

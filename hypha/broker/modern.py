@@ -24,7 +24,7 @@ from hypha.broker.registry import Workspace, not_found_hint, parse_registration
 from hypha.broker.selection import choose
 from hypha.broker.service_types import ServiceTypeFunctions
 from hypha.broker.session import PeerSession, Service
-from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, PeerGone, PermissionDenied, RemoteError
+from hypha.errors import HyphaError, InvalidArgument, NotFound, PermissionDenied
 from hypha.wire.address import PUBLIC_WORKSPACE, Address, ServiceQuery, check_name, parse_service_id, parse_target
 
 if TYPE_CHECKING:
@@ -316,13 +316,8 @@ class ModernManager(Manager):
         return {"removed_clients": [member.name for member in silent]} if silent else {}
 
     async def _note_silence(self, member: PeerSession, patience: float, silent: list[PeerSession]) -> None:
-        try:
-            await self._broker.server.call(member, BUILT_IN + "ping", ["ping"], patience=patience)
-        except (CallTimeout, PeerGone):
-            if member.open:
-                silent.append(member)
-        except RemoteError as exc:
-            logger.info("%s lives, and answers a ping with: %s", member.name, exc)
+        if not await self._broker.is_alive(member, patience) and member.open:
+            silent.append(member)
 
     # --- tokens -----------------------------------------------------------------------------------------------
 

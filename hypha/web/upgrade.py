@@ -116,7 +116,7 @@ class Upgrade:
             await stream.send_all(first.reply)
             return None, None if first.by_peer else first
         try:
-            return self._broker.admit(modern.read_credentials(first)), None
+            return await self._broker.admit_or_replace(modern.read_credentials(first)), None
         except HyphaError as exc:
             logger.info("refused a client: %s", exc)
             return None, await refuse(codec, stream, exc)

@@ -115,6 +115,51 @@ async def test_a_public_address_is_told_as_such(tmp_path: Path, autojump_clock: 
         assert info["local_base_url"] == "http://lab.example:9527"
 
 
+async def test_a_dead_client_makes_room_for_one_of_the_same_user(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    first, info = await enter(stack, client_id="owner")
+    manager = f"*/{info['manager_id']}"
+    token, other = [(await call(first, manager, "services.default.generate_token"))["args"][0] for _ in range(2)]
+    old, _ = await enter(stack, client_id="prog", token=token)
+    await call(old, manager, "services.default.echo")
+    began = trio.current_time()
+    assert "Client already exists and is active" in await refused(stack, client_id="prog", token=other)
+    assert trio.current_time() == began  # somebody else's is not asked
+    new, seen = await enter(stack, client_id="prog", token=token)
+    assert (seen["type"], seen["client_id"]) == ("connection_info", "prog")
+    assert trio.current_time() - began == 2
+    ping = await old.receive()
+    assert isinstance(ping, bytes)
+    assert decode(ping)[0]["method"] == "services.built-in.ping"
+    assert (await old.closed()).code == 1012
+    assert (await call(new, manager, "services.default.echo", 5))["args"] == [5]
+
+
+async def test_a_client_that_lives_makes_no_room(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    first, info = await enter(stack, client_id="owner")
+    manager = f"*/{info['manager_id']}"
+    token = (await call(first, manager, "services.default.generate_token"))["args"][0]
+    old, _ = await enter(stack, client_id="prog", token=token)
+    await call(old, manager, "services.default.echo")
+
+    async def answer_the_ping() -> None:
+        message = await old.receive()
+        assert isinstance(message, bytes)
+        main, _ = decode(message)
+        header = {"type": "method", "to": main["from"], "method": f"{main['session']}.resolve"}
+        await old.send_bytes(encode(header, {"args": ["pong"]}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer_the_ping)
+        text = await refused(stack, client_id="prog", token=token)
+    assert f"Client already exists and is active: {info['workspace']}/prog" in text
+    # A call to it may keep it busy, so that it could not answer.
+    await first.send_bytes(encode({"type": "method", "to": "prog", "method": "services.x.y", "session": "busy"}, {}))
+    await old.receive()
+    began = trio.current_time()
+    assert "is active" in await refused(stack, client_id="prog", token=token)
+    assert trio.current_time() == began
+
+
 async def test_a_token_names_the_workspace(autojump_clock: MockClock, stack: MemoryStack) -> None:
     owner, info = await enter(stack, client_id="owner")
     manager = f"*/{info['manager_id']}"
