@@ -77,7 +77,7 @@ class Limits:
     bookmarks_bytes_per_workspace: int = 64 * KIB
     environment_bytes_per_workspace: int = 64 * KIB
     event_bytes: int = 16 * KIB
-    events_bytes_per_workspace: int = 512 * KIB
+    events_bytes_per_workspace: int = 256 * KIB
     call_seconds: float = 60.0
     http_body_bytes: int = 100 * MIB
     http_bodies_bytes: int = 512 * MIB

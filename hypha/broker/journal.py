@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from hypha.broker.access import Action, may
 from hypha.broker.kept import pack, unpack
 from hypha.errors import InvalidArgument, LimitExceeded
@@ -74,6 +76,8 @@ class JournalFunctions:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        # A full journal may take 20 ms to write out. Others have their turn between one and the next.
+        self._reading = trio.Lock()
 
     def exported(self) -> Iterator[tuple[Run, Action]]:
         """Each function with what its caller must be allowed to do."""
@@ -109,17 +113,18 @@ class JournalFunctions:
 
         Times are seconds since the epoch, or text as ISO 8601 has it.
         """
-        return [
-            {
-                "id": event.number,
-                "event_type": event.kind,
-                "workspace": call.workspace.name,
-                "user_id": event.user_id,
-                "timestamp": datetime.fromtimestamp(event.time, UTC).isoformat(),
-                "data": unpack(event.data),
-            }
-            for event in _selected(call, event_type, start_time, end_time)
-        ]
+        async with self._reading:
+            return [
+                {
+                    "id": event.number,
+                    "event_type": event.kind,
+                    "workspace": call.workspace.name,
+                    "user_id": event.user_id,
+                    "timestamp": datetime.fromtimestamp(event.time, UTC).isoformat(),
+                    "data": unpack(event.data),
+                }
+                for event in _selected(call, event_type, start_time, end_time)
+            ]
 
     async def get_event_stats(
         self,

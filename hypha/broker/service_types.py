@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from types import UnionType
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from hypha.broker.access import Action
 from hypha.broker.kept import pack, unpack
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, NotFound, PermissionDenied
@@ -71,6 +73,8 @@ class ServiceTypeFunctions:
 
     def __init__(self, manager: ModernManager) -> None:
         self._manager = manager
+        # All types of a workspace may take 20 ms to write out. Others have their turn between one list and the next.
+        self._listing = trio.Lock()
 
     def exported(self) -> Iterator[tuple[Run, Action]]:
         """Each function with what its caller must be allowed to do."""
@@ -97,7 +101,9 @@ class ServiceTypeFunctions:
 
     async def list_service_types(self, call: ServerCall, workspace: str | None = None) -> list[dict[str, Any]]:
         """The types of the workspace, or of another that the caller may see."""
-        return list(self._manager.visible(call, workspace).service_types)
+        place = self._manager.visible(call, workspace)
+        async with self._listing:
+            return list(place.service_types)
 
     def _place(self, call: ServerCall, place: str, name: str) -> Workspace:
         """Where a type is kept: a workspace that the caller may see, or one whose type of that name is public."""

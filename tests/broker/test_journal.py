@@ -16,7 +16,7 @@ from hypha.config import Limits
 from hypha.errors import InvalidArgument
 from hypha.wire.calls import encode_value
 from hypha.wire.dialect import MODERN
-from tests.broker.managing import ask, refused
+from tests.broker.managing import MANAGER, ask, refused
 from tests.broker.memory import EPOCH, Scene
 
 
@@ -131,6 +131,20 @@ def is_written(value: Any) -> bool:
     except InvalidArgument:
         return False
     return True
+
+
+async def test_others_have_their_turn_between_two_readers(live: Scene) -> None:
+    """However many read at once, each has a step of the scheduler of its own; between two of ours there are two."""
+    peers = [live.join(f"lab/{number}", dialect=MODERN) for number in range(10)]
+    for name in ("get_events", "list_service_types"):
+        for peer in peers:
+            peer.call(MANAGER, f"services.default.{name}", session="s")
+        answered = 0
+        while answered < len(peers):
+            await trio.lowlevel.checkpoint()
+            came = sum(bool(peer.received()) for peer in peers)
+            assert came <= 2
+            answered += came
 
 
 def test_the_newest_events_are_kept_and_the_room_is_exact() -> None:
