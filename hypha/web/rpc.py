@@ -46,7 +46,6 @@ from hypha.web.ws import (
     ARRIVAL_SECONDS,
     GOODBYE_SECONDS,
     Connections,
-    cut,
     drain,
     expect_acknowledgements,
     wait_and_route,
@@ -193,7 +192,7 @@ class Stream:
         if transport.is_held and now - transport.greeted_at > ARRIVAL_SECONDS:
             transport.release()
         if since is not None and now - since > limits.stall_seconds:
-            cut(self.broker, self.session, "stopped reading")
+            self.broker.lose(self.session, "stopped reading")
         elif since is None and now - transport.wrote_at >= limits.ping_seconds:
             self.session.outbox.put_raw(control(_PING))
 
@@ -227,7 +226,7 @@ class Rpc:
     ) -> None:
         """Attach a session and stream to it until either side ends."""
         client_id, workspace = query.get("client_id"), query.get("workspace")
-        admission = self._broker.admit(
+        admission = await self._broker.admit_or_replace(
             Credentials(client_id, workspace, bearer_token(scope), query.get("reconnection_token"))
         )
         is_python = header(scope, b"user-agent").startswith(_PYTHON_CLIENT)

@@ -261,9 +261,9 @@ class Connection:
             transport.release()
         patience = limits.busy_silence_seconds if self.session.inbound else limits.silence_seconds
         if now - transport.heard_at > patience:
-            cut(self.broker, self.session, "was silent for too long")
+            self.broker.lose(self.session, "was silent for too long")
         elif outbox.stalled_since is not None and now - outbox.stalled_since > limits.stall_seconds:
-            cut(self.broker, self.session, "stopped reading")
+            self.broker.lose(self.session, "stopped reading")
         elif now - transport.pinged_at >= limits.ping_seconds:
             transport.pinged_at = now
             outbox.put_raw(transport.codec.ping())
@@ -277,14 +277,9 @@ async def wait_and_route(broker: Broker, sender: PeerSession, frame: Frame, bloc
         with trio.move_on_at(deadline) as scope:
             await blocked.outbox.wait_room(len(frame.body) + _STAMP_ROOM)
         if scope.cancelled_caught:
-            cut(broker, blocked, "took its messages too slowly")
+            broker.lose(blocked, "took its messages too slowly")
         await trio.lowlevel.checkpoint_if_cancelled()  # the sender itself may have ended meanwhile
         blocked = broker.router.route(sender, frame)
-
-
-def cut(broker: Broker, session: PeerSession, reason: str) -> None:
-    """End the session of a peer that hurts others or is lost; its callers know at once, and it may come back."""
-    broker.lose(session, reason)
 
 
 class Swept(Protocol):

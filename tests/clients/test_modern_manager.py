@@ -10,9 +10,10 @@ from tests.house.environments import MODERN
 from tests.house.processes import Server
 
 
+@pytest.mark.parametrize("transport", ["websocket", "http"])
 @pytest.mark.parametrize("topic", ["service_types", "kept", "revoked"])
-async def test_python(topic: str, run_client: RunClient, server: Server) -> None:
-    await passes(run_client, MODERN, "manager.py", server.url, topic)
+async def test_python(topic: str, transport: str, run_client: RunClient, server: Server) -> None:
+    await passes(run_client, MODERN, "manager.py", server.url, topic, transport)
 
 
 async def test_javascript(run_javascript: RunJavascript, server: Server) -> None:

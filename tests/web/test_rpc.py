@@ -21,7 +21,6 @@ from hypha.broker.access import Level
 from hypha.broker.session import PeerSession
 from hypha.config import Config, Limits
 from hypha.web.rpc import Rpc
-from hypha.web.ws import cut
 from tests.web.stack import LoopbackStack, MemoryStack, Stack, Steps, connection, memory_stack
 from tests.web.wires import HttpAnswer, Peer, Rejected, decode, encode, http, join, read_to_end, request_bytes
 
@@ -467,7 +466,7 @@ async def test_a_real_socket_that_is_not_read_is_cut(loopback: LoopbackStack) ->
         await caller.send({"type": "news", "to": "b"}, {"data": bytes(500_000)})
     await wait_all_tasks_blocked()
     assert 0 < session.outbox.pending < 20 * 500_000
-    cut(loopback.broker, session, "is an example")
+    loopback.broker.lose(session, "is an example")
     while await stalled.receive() is not None:
         pass
     assert stalled.ended_well is False  # nothing follows half a frame

@@ -21,7 +21,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessag
 from hypha.broker.broker import Broker, Credentials
 from hypha.config import Config, Limits
 from hypha.web.codec import Codec
-from hypha.web.ws import Connections, cut
+from hypha.web.ws import Connections
 from hypha.wire.dialect import LEGACY
 from tests.web.stack import LoopbackStack, MemoryStack, Stack, Steps, connection, loopback_stack, memory_stack
 from tests.web.wires import (
@@ -489,7 +489,7 @@ async def test_nothing_follows_half_a_frame(stack: MemoryStack) -> None:
         (session,) = stack.broker.registry.sessions()
         session.outbox.put(b"x" * 5_000_000)
         stack.broker.flush()
-        cut(stack.broker, session, "is an example")
+        stack.broker.lose(session, "is an example")
         received = await read_to_end(ours)
     assert 0 < received.count(b"x") < 5_000_000
     assert received.rstrip(b"x") == b"\x82\x7f" + struct.pack(">Q", 5_000_000)

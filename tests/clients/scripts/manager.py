@@ -1,12 +1,14 @@
-"""What the manager of ``protocol.md`` 5.3 keeps for a workspace, used by hypha-rpc: ``manager.py URL TOPIC``."""
+"""What the manager of ``protocol.md`` 5.3 keeps, for hypha-rpc: ``manager.py URL TOPIC [TRANSPORT...]``."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import peer
 from peer import client_id, connected, joined, refused, run, service_ids, until
 
 ADD = {
@@ -26,7 +28,9 @@ DEFINITION = {
 }
 
 
-async def main(url: str, topic: str) -> None:
+async def main(url: str, topic: str, *transports: str) -> None:
+    if transports:
+        peer.transports = itertools.cycle(transports)
     await TOPICS[topic](url)
 
 
@@ -126,12 +130,14 @@ async def _guests(url: str, token: str) -> tuple[Any, Any]:
     """A client with that token, and one with a token that the first has issued."""
     from hypha_rpc import connect_to_server
 
-    guest = await connect_to_server({"server_url": url, "token": token})
-    return guest, await connect_to_server({"server_url": url, "token": await guest.generate_token()})
+    way = next(peer.transports)
+    guest = await connect_to_server({"server_url": url, "token": token, "transport": way})
+    child = {"server_url": url, "token": await guest.generate_token(), "transport": way}
+    return guest, await connect_to_server(child)
 
 
 async def _connect(url: str, token: str) -> None:
-    async with connected(url, token=token):
+    async with connected(url, token=token, transport="websocket"):  # over HTTP it would try again and again
         pass
 
 
