@@ -58,6 +58,7 @@ PYTHON = """
     async def waits():
         try:
             yield 1
+            print("waits", flush=True)
             await asyncio.sleep(600)
         finally:
             print("closed waits", flush=True)
@@ -194,9 +195,8 @@ async def test_who_leaves_closes_the_generator(kind: str, accept: str, provider:
 @pytest.mark.parametrize("provider", ["python"], indirect=True)
 async def test_a_generator_that_makes_an_item_ends_with_its_next_heartbeat(provider: Provider) -> None:
     """Python does not let a generator that runs be closed; the client cancels it when a heartbeat is refused."""
-    async with await provider.reading("waits") as stream:
-        while b"data: 1" not in await stream.receive_some():
-            pass
+    async with await provider.reading("waits"):
+        await provider.process.wait_for("^waits$")
     await provider.process.wait_for("^closed waits$")
 
 
