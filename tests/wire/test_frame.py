@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from typing import Any
 
@@ -52,6 +53,19 @@ def test_a_call_is_read() -> None:
     assert frame.fields == CALL
     assert bytes(frame.body) == b"\x81\xa4args\x90"
     assert frame.wants_answer
+
+
+def test_nothing_is_kept_of_a_message_that_is_cut_off() -> None:
+    """msgpack before 1.2 never frees the lists that were open: a kilobyte of them could be 16 MiB."""
+    data = packer.pack(CALL) + b"\x81\xa4args" + b"\x91" * 100
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(100):
+        assert read(data).flaw == "the body is not one msgpack value"
+        with pytest.raises(ProtocolViolation):
+            read(b"\x91" * 100)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100
 
 
 def test_only_a_method_with_a_session_waits_for_an_answer() -> None:
