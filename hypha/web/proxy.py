@@ -52,10 +52,10 @@ class Proxy:
             await _wrong_method(scope, send)
             return
         as_msgpack = _wants_msgpack(scope)
-        async with self._room.request(receive) as receive, trio.open_nursery() as nursery:
+        async with self._room.request(receive) as receive_body, trio.open_nursery() as nursery:
             try:
                 principal = self._broker.authenticate(bearer_token(scope))
-                arguments = await read_arguments(scope, receive, self._broker.limits)
+                arguments = await read_arguments(scope, receive_body, self._broker.limits)
                 nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
                 service, caller = resolve(self._broker, target, principal, arguments.mode)
                 value = await self._call(service, target.keys, caller, arguments, base_url(scope, scope["root_path"]))

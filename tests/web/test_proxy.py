@@ -335,6 +335,20 @@ async def test_the_bodies_of_all_calls_are_bounded_together(tmp_path: Path, auto
         assert (await place.call("show", method="POST", headers=JSON, body=body(free + 100_001))).status == 429
 
 
+async def test_a_body_that_is_not_read_takes_no_room(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """GET has no use for one: it is dropped as it comes, and neither fails the call nor those of others."""
+    async with memory_stack(Config(data_dir=tmp_path, limits=Limits(http_bodies_bytes=1000))) as stack:
+        place = await a_place(stack)
+        running = stack.connect()
+        path = f"/{place.provider.workspace}/services/svc/never"
+        await running.send_all(request_bytes(path, "GET", {}, bytes(200_000)))
+        await trio.testing.wait_all_tasks_blocked()
+        body = b'{"a": "' + b"x" * 66_000 + b'"}'
+        assert (await place.call("show", method="POST", headers=JSON, body=body)).status == 200
+        assert (await place.call("show", body=bytes(200_000))).status == 200
+        await trio.aclose_forcefully(running)
+
+
 async def test_a_body_must_come_in_time(autojump_clock: MockClock, place: Place) -> None:
     stream = place.stack.connect()
     head = request_bytes(f"/{place.provider.workspace}/services/svc/show", "POST", {"Content-Length": "1000"})
