@@ -28,13 +28,12 @@ from hypha.web import modern
 from hypha.web.codec import Closed, Codec, Incoming, Message, Reply, message_head
 from hypha.web.turnstile import Turnstile
 from hypha.wire.dialect import Dialect
-from hypha.wire.frame import Buffer, Frame
+from hypha.wire.frame import Buffer, Frame, encode_header
 
 logger = logging.getLogger(__name__)
 
 _READ_SIZE, _LARGE_READ = 65536, 262_144
 _WRITE_PARTS = 512  # buffers in one gathering write; the kernel takes at most 1024
-_STAMP_ROOM = 8 * 1024  # bytes of a stamped header, at most (``protocol.md`` 2.6)
 _PONG_BYTES = 16 * 1024  # bytes that may wait for a peer while each of its pings is answered
 _TURN_CALLS = 8  # of the server's own functions that begin in one turn: together they run before others have theirs
 GOODBYE_SECONDS = 1.0
@@ -272,10 +271,12 @@ class Connection:
 async def wait_and_route(broker: Broker, sender: PeerSession, frame: Frame, blocked: PeerSession | None) -> None:
     """The only wait of the frame path: for room at a slow target, which is cut when there is none in time."""
     deadline = trio.current_time() + broker.limits.stall_seconds
+    # Exactly what is put afterwards: with room for less it would have to wait again, at the end of the line.
+    size = len(encode_header(frame.fields, sender.stamp)) + len(frame.body)
     while blocked is not None:
         broker.flush()
         with trio.move_on_at(deadline) as scope:
-            await blocked.outbox.wait_room(len(frame.body) + _STAMP_ROOM)
+            await blocked.outbox.wait_room(size)
         if scope.cancelled_caught:
             broker.lose(blocked, "took its messages too slowly")
         await trio.lowlevel.checkpoint_if_cancelled()  # the sender itself may have ended meanwhile

@@ -441,6 +441,21 @@ async def test_a_sender_waits_for_room_at_most_so_long(tmp_path: Path, autojump_
             await sender.call("b", "x.y")
 
 
+async def test_a_large_header_waits_like_a_large_body(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Time goes on only when no task can run: who tries again at once would stop it."""
+    async with limited(tmp_path, outbox_bytes=100_000) as stack:
+        slow = await join(stack, "b", stream=stack.connect(lockstep=True))
+        token = await slow.manager("generate_token")
+        sender = await join(stack, "a", f"&workspace={slow.workspace}&token={token}")
+        await slow.stop_reading()
+
+        for _ in range(2):
+            await sender.send({"type": "method", "to": "b", "method": "x.y", "more": "m" * 60_000})
+        began = trio.current_time()
+        assert await sender.manager("echo", 1) == 1
+        assert trio.current_time() - began == pytest.approx(10)
+
+
 async def test_who_waits_for_others_is_not_silent(tmp_path: Path, autojump_clock: MockClock) -> None:
     """While it waited for room at slow targets nobody listened to it."""
     async with limited(tmp_path, outbox_bytes=100_000, silence_seconds=15.0) as stack:
