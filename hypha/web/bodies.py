@@ -108,7 +108,7 @@ def _check_size(body: Body, limit: int, instead: str) -> None:
 def parse_json(text: Body, what: str) -> Any:
     """Decode JSON. Raises :class:`InvalidArgument` that begins with *what*.
 
-    One that could hold more than :data:`hypha.wire.calls.MAX_VALUES` values is refused by its punctuation, before it
+    One that could hold more than :data:`hypha.wire.frame.MAX_VALUES` values is refused by its punctuation, before it
     takes a hundred times its size in memory.
     """
     if len(text) > MAX_VALUES and len(text) - len(text.translate(None, b",[{")) > MAX_VALUES:
