@@ -114,7 +114,7 @@ class FrameReader:
     def _begin(self) -> None:
         # A fresh one for each message would cost more than the decoding of most of them.
         self._unpacker = msgpack.Unpacker(strict_map_key=True, max_buffer_size=max(self._small, 1))
-        self._passed = 0  # bytes that the unpacker has read
+        self._passed = 0  # bytes that the unpacker has read, negative while it reads
 
     def read(self, data: Buffer) -> Frame:
         """Read one binary message. A long body is not copied. Raises :class:`ProtocolViolation`."""
@@ -122,7 +122,10 @@ class FrameReader:
         if total > self._small:
             header, size = _first_value(data, self._bounds.size)
             return self._frame(header, memoryview(data)[size:], None, None)
+        if self._passed < 0:
+            self._begin()  # an error from elsewhere, such as a lack of memory, left another's message in it
         unpacker, start = self._unpacker, self._passed
+        self._passed = -1
         try:
             unpacker.feed(data)
             header = unpacker.unpack()

@@ -68,6 +68,21 @@ def test_nothing_is_kept_of_a_message_that_is_cut_off() -> None:
     assert len(gc.get_objects()) - before < 100
 
 
+def test_an_error_from_elsewhere_leaves_nothing_for_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One reader serves all connections: the rest of one's message must never be read as another's."""
+
+    class Exhausted(msgpack.Unpacker):  # type: ignore[misc]
+        def unpack(self) -> Any:
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(msgpack, "Unpacker", Exhausted)
+        reader = FrameReader(BOUNDS)
+    with pytest.raises(MemoryError):
+        reader.read(packer.pack(CALL | {"method": "services.svc.other"}))
+    assert reader.read(packer.pack(CALL)).method == CALL["method"]
+
+
 def test_only_a_method_with_a_session_waits_for_an_answer() -> None:
     rows: list[tuple[dict[str, Any], bool]] = [
         ({"to": "b", "type": "method", "method": "s1.resolve"}, False),
