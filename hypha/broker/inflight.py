@@ -42,7 +42,7 @@ def end_call(caller: Session, session_id: str) -> None:
 def settle(sender: Session, caller: Session, message: Frame) -> None:
     """Strike out the call of *caller* that *message* from *sender* answers; a heartbeat or a callback keeps it."""
     method = message.method
-    if method is None or method.startswith("services."):
+    if method is None or message.type != "method" or method.startswith("services."):
         return
     session_id, _, name = method.rpartition(".")
     if caller.outbound.get(session_id) is not sender:

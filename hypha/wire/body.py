@@ -13,7 +13,7 @@ import struct
 import msgpack
 
 from hypha.errors import ProtocolViolation
-from hypha.wire.frame import RESERVED, Buffer, Frame, reserved_text, unpack_body
+from hypha.wire.frame import RESERVED, Buffer, Frame, reserved, unpack_body, without_reserved
 
 _ENCODED = frozenset(key.encode() for key in RESERVED)
 
@@ -36,6 +36,8 @@ _CONTAINERS = _MAPS | {*range(0x90, 0xA0), 0xDC, 0xDD}
 _SHORT = dict(zip(range(0xCA, 0xD9), (5, 9, 2, 3, 5, 9, 2, 3, 5, 9, 3, 4, 6, 10, 18), strict=True))
 #: The same for all values of a fixed size.
 _FIXED = _SHORT | dict.fromkeys((*range(0x80), *range(0xC0, 0xC4), *range(0xE0, 0x100)), 1)
+#: The first byte of a text, or of bytes, which are a key, too.
+_TEXTS = frozenset({*range(0xA0, 0xC0), 0xC4, 0xC5, 0xC6, 0xD9, 0xDA, 0xDB})
 _LONG_BYTES = frozenset({0xC5, 0xC6})
 _NO_BYTES = b"\xc4\x00"
 _LONG = 4096  # bytes; shorter ones are copied sooner than passed over
@@ -45,12 +47,8 @@ _LIST = struct.Struct(">BI")
 
 def check_body(frame: Frame) -> None:
     """Raise :class:`ProtocolViolation` unless the body of *frame* is absent or may pass."""
-    if frame.flaw is not None:
-        raise ProtocolViolation(frame.flaw)
     if not frame.is_clean:
-        extra = unpack_body(_without_long_bytes(frame.body))
-        if not RESERVED.isdisjoint(extra):
-            raise ProtocolViolation(reserved_text(extra))
+        without_reserved(unpack_body(_without_long_bytes(frame.body)))
 
 
 def _without_long_bytes(body: Buffer) -> Buffer:
@@ -198,6 +196,8 @@ def _size_of(data: memoryview, count: int) -> int:
 
 def _size_of_key(data: memoryview) -> int:
     """The size in bytes of the key that *data* begins with; 0 when it is not all there, or too long."""
+    if data[0] not in _TEXTS:
+        raise ProtocolViolation("a key of the body is not text")
     reader = msgpack.Unpacker(raw=True, max_buffer_size=0)
     reader.feed(data[:_MAX_KEY])
     try:
@@ -209,7 +209,7 @@ def _size_of_key(data: memoryview) -> int:
     if not isinstance(key, bytes):
         raise ProtocolViolation("a key of the body is not text")
     if key in _ENCODED:
-        raise ProtocolViolation(reserved_text({key.decode(): None}))
+        raise reserved(key.decode())
     size: int = reader.tell()
     return size
 

@@ -16,6 +16,7 @@ Buffer = bytes | bytearray | memoryview
 #: Bytes of a message up to which it is decoded whole, in one go and once. Of a longer one the body is decoded when
 #: somebody needs it: to most of them it is a few fields around an array.
 SMALL = 32 * 1024
+_LONG_LIST = 1024  # items
 _PEEK = 4096  # bytes; headers are a few hundred, so a large body is not touched to find its beginning
 
 #: The fields of a header that only the server may write.
@@ -49,11 +50,11 @@ class Frame:
     """A parsed message.
 
     *fields* is the header without what only the server may say (``from``, ``user``, ``ws``); unknown fields are kept.
-    *body* is the rest of the message, as it came. *is_clean* says that it has been decoded and may pass, *flaw* why it
-    may not; when neither is known, nobody has looked yet.
+    *body* is the rest of the message, as it came. *is_clean* says that it was decoded and may pass; otherwise nobody
+    has looked yet.
     """
 
-    __slots__ = ("_extra", "body", "fields", "flaw", "is_clean", "method", "parent", "session", "to", "type")
+    __slots__ = ("_extra", "body", "fields", "is_clean", "method", "parent", "session", "to", "type")
 
     def __init__(
         self,
@@ -65,9 +66,8 @@ class Frame:
         fields: dict[str, Any],
         body: Buffer,
         extra: dict[str, Any] | None = None,
-        flaw: str | None = None,
     ) -> None:
-        """*extra* is the decoded body, without one that it must not hold (:data:`RESERVED`)."""
+        """*extra* is the decoded body, without anything that it must not hold (:data:`RESERVED`)."""
         self.to = to
         self.type = kind
         self.method = method
@@ -76,7 +76,6 @@ class Frame:
         self.fields = fields
         self.body = body
         self._extra = extra
-        self.flaw = flaw
         self.is_clean = extra is not None
 
     @property
@@ -87,16 +86,12 @@ class Frame:
     def extra(self) -> dict[str, Any]:
         """The decoded body, an empty map when there is none. Raises :class:`ProtocolViolation`."""
         if self._extra is None:
-            if self.flaw is not None:
-                raise ProtocolViolation(self.flaw)
-            self._extra = unpack_body(self.body)
+            self._extra = without_reserved(unpack_body(self.body))
         return self._extra
 
     def set_body(self, body: Buffer) -> None:
         """Put another *body* in the place of the one that came."""
-        self.body = body
-        self._extra = self.flaw = None
-        self.is_clean = False
+        self.body, self._extra, self.is_clean = body, None, False
 
 
 class FrameReader:
@@ -112,48 +107,42 @@ class FrameReader:
         self._begin()
 
     def _begin(self) -> None:
-        # A fresh one for each message would cost more than the decoding of most of them.
-        self._unpacker = msgpack.Unpacker(strict_map_key=True, max_buffer_size=max(self._small, 1))
-        self._passed = 0  # bytes that the unpacker has read, negative while it reads
+        # A fresh one for each message would cost more than the decoding of most of them. It makes room for the items
+        # of a list before it has seen them, so that the long ones are left to those who look first.
+        self._unpacker = msgpack.Unpacker(
+            strict_map_key=True, max_buffer_size=max(self._small, 1), max_array_len=_LONG_LIST
+        )
+        self._passed = 0  # bytes that the unpacker has read, negative when nobody knows
 
     def read(self, data: Buffer) -> Frame:
         """Read one binary message. A long body is not copied. Raises :class:`ProtocolViolation`."""
-        total = len(data)
-        if total > self._small:
-            header, size = _first_value(data, self._bounds.size)
-            return self._frame(header, memoryview(data)[size:], None, None)
+        if len(data) <= self._small:
+            frame = self._read_whole(data)
+            if frame is not None:
+                return frame
+            self._begin()
+        header, size = _first_value(data, self._bounds.size)
+        return self._frame(header, memoryview(data)[size:], None)
+
+    def _read_whole(self, data: Buffer) -> Frame | None:
+        """A short message with its body; None when something is unusual, which may be an error."""
         if self._passed < 0:
-            self._begin()  # an error from elsewhere, such as a lack of memory, left another's message in it
-        unpacker, start = self._unpacker, self._passed
+            self._begin()  # an error from elsewhere, such as a lack of memory, has left another's message in it
+        unpacker, start, end = self._unpacker, self._passed, self._passed + len(data)
         self._passed = -1
         try:
             unpacker.feed(data)
             header = unpacker.unpack()
+            size = unpacker.tell() - start
+            extra = unpacker.unpack() if size < len(data) else {}
         except (ValueError, msgpack.OutOfData):
-            self._begin()
-            raise ProtocolViolation(_NOT_MSGPACK) from None
-        size = unpacker.tell() - start
-        if size == total:
-            self._passed = start + total
-            return self._frame(header, b"", {}, None)
-        extra: Any = None
-        flaw = None
-        try:
-            extra = unpacker.unpack()
-        except (ValueError, msgpack.OutOfData):
-            flaw = _NOT_ONE_VALUE
-        if flaw is None and unpacker.tell() - start == total:
-            self._passed = start + total
-            if type(extra) is not dict:
-                extra, flaw = None, _NOT_A_MAP
-            elif not RESERVED.isdisjoint(extra):
-                extra, flaw = None, reserved_text(extra)
-        else:
-            extra, flaw = None, _NOT_ONE_VALUE
-            self._begin()
-        return self._frame(header, data[size:], extra, flaw)
+            return None
+        if unpacker.tell() != end or type(extra) is not dict or not RESERVED.isdisjoint(extra):
+            return None
+        self._passed = end
+        return self._frame(header, data[size:], extra)
 
-    def _frame(self, header: Any, body: Buffer, extra: dict[str, Any] | None, flaw: str | None) -> Frame:
+    def _frame(self, header: Any, body: Buffer, extra: dict[str, Any] | None) -> Frame:
         if type(header) is not dict:
             raise ProtocolViolation("the message does not begin with a map")
         if len(header) > self._most_fields:
@@ -176,7 +165,7 @@ class FrameReader:
         header.pop("from", None)
         if len(header) > 5 - (method, session, parent).count(None):
             _drop_and_check_others(header, self._bounds.depth)
-        return Frame(to, kind, method, session, parent, header, body, extra, flaw)
+        return Frame(to, kind, method, session, parent, header, body, extra)
 
 
 def _first_value(data: Buffer, limit: int) -> tuple[Any, int]:
@@ -200,10 +189,24 @@ def first_value(data: Buffer) -> tuple[Any, int]:
 
     Raises ValueError when the value is incomplete or malformed.
     """
+    size = size_of_first(data)
+    return msgpack.unpackb(memoryview(data)[:size], strict_map_key=True), size
+
+
+def size_of_first(data: Buffer) -> int:
+    """The size in bytes of the first value of *data*. Raises ValueError when it is incomplete or malformed.
+
+    This looks without making anything: a few bytes can claim to be lists of thousands, one in another, for which a
+    decoder makes room before it finds out.
+    """
+    reader = msgpack.Unpacker(max_buffer_size=0)
+    reader.feed(data)
     try:
-        return msgpack.unpackb(data, strict_map_key=True), len(data)
-    except msgpack.ExtraData as exc:
-        return exc.unpacked, len(data) - len(exc.extra)
+        reader.skip()
+    except msgpack.OutOfData:
+        raise ValueError("the value is incomplete") from None
+    size: int = reader.tell()
+    return size
 
 
 def _no_text(header: Mapping[str, Any]) -> ProtocolViolation:
@@ -237,9 +240,16 @@ def _check_plain(value: Any, allowed: int, depth: int) -> None:
         _check_plain(item, allowed - 1, depth)
 
 
-def reserved_text(extra: Mapping[Any, Any]) -> str:
-    """What is wrong with a body that holds one of :data:`RESERVED`."""
-    return f"the body must not hold {next(key for key in extra if key in RESERVED)!r}, which belongs into the header"
+def without_reserved(extra: dict[str, Any]) -> dict[str, Any]:
+    """*extra*, a decoded body. Raises :class:`ProtocolViolation` when it holds one of :data:`RESERVED`."""
+    if not RESERVED.isdisjoint(extra):
+        raise reserved(next(key for key in extra if key in RESERVED))
+    return extra
+
+
+def reserved(key: str) -> ProtocolViolation:
+    """What is wrong with a body that holds *key*."""
+    return ProtocolViolation(f"the body must not hold {key!r}, which belongs into the header")
 
 
 def unpack_body(body: Buffer) -> dict[str, Any]:
@@ -250,6 +260,8 @@ def unpack_body(body: Buffer) -> dict[str, Any]:
     if len(body) * (1 + _CONTAINER_COST) > MAX_VALUES:  # a short one cannot hold too many
         limits["list_hook"] = limits["object_hook"] = _counter()
     try:
+        if size_of_first(body) != len(body):
+            raise ProtocolViolation(_NOT_ONE_VALUE)
         extra = msgpack.unpackb(body, strict_map_key=True, **limits)
     except ValueError as exc:  # msgpack's own exceptions and UnicodeDecodeError are ValueErrors
         raise ProtocolViolation(_NOT_ONE_VALUE) from exc

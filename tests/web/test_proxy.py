@@ -58,7 +58,7 @@ async def caller_of(call: Call) -> Any:
 
 
 async def fail(call: Call) -> None:
-    raise Rejected(call.kwargs["text"])
+    raise Rejected(str(call.kwargs.get("text", "without a text")))
 
 
 async def never(call: Call) -> None:

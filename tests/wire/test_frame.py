@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -61,11 +62,35 @@ def test_nothing_is_kept_of_a_message_that_is_cut_off() -> None:
     gc.collect()
     before = len(gc.get_objects())
     for _ in range(100):
-        assert read(data).flaw == "the body is not one msgpack value"
+        with pytest.raises(ProtocolViolation, match="the body is not one msgpack value"):
+            read(data).extra()
         with pytest.raises(ProtocolViolation):
             read(b"\x91" * 100)
     gc.collect()
     assert len(gc.get_objects()) - before < 100
+
+
+@pytest.mark.parametrize("claim", [b"\xdc\x7f\xff", b"\xdc\x04\x00", b"\xdd\x7f\xff\xff\xff"], ids=bytes.hex)
+@pytest.mark.parametrize("length", [0, 100_000], ids=["short", "long"])
+def test_no_room_is_made_for_what_is_only_claimed(claim: bytes, length: int) -> None:
+    """A decoder makes room for a list before it has seen its items: 500 of them, one in another, are 130 MB."""
+    header = packer.pack(CALL)
+    body = b"\x81\xa4args\x92" + packer.pack("x" * length) + claim * 500
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolViolation):
+            read(header + body).extra()
+        with pytest.raises(ProtocolViolation):
+            read(header[:-1] + claim * 500)
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_long_lists_are_read_all_the_same() -> None:
+    items = list(range(5000))
+    assert read(packer.pack(CALL) + packer.pack({"args": items})).extra() == {"args": items}
+    assert read(packer.pack(CALL | {"x": items})).fields["x"] == items
 
 
 def test_an_error_from_elsewhere_leaves_nothing_for_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
