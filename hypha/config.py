@@ -61,6 +61,7 @@ class Limits:
     turn_seconds: float = 0.0005
     turn_connections: int = 4
     server_calls_per_peer: int = 100
+    server_call_bytes_per_peer: int = 64 * MIB
     inflight_per_peer: int = 4096
     correspondents_per_peer: int = 4096
     chunked_messages_per_peer: int = 64

@@ -82,6 +82,7 @@ TABLE = {
         quiet="others have their turn",
     ),
     "server_calls_per_peer": by("broker/test_endpoint.py::test_a_hundred_calls_run_at_once_and_the_next_is_rejected"),
+    "server_call_bytes_per_peer": by("broker/test_endpoint.py::test_the_bytes_of_calls_that_run_are_bounded"),
     "inflight_per_peer": by(
         "broker/test_router.py::test_the_newest_calls_are_remembered_and_none_is_refused",
         "broker/test_router.py::test_the_default_number_of_calls_in_flight",

@@ -104,23 +104,36 @@ class ServerSession(Session):
         self._start(sender, frame, target.address, substitute)
 
     def _start(self, sender: PeerSession, frame: Frame, to: Address, substitute: str | None = None) -> None:
-        limit = self.limits.server_calls_per_peer
-        if sender.server_calls >= limit:
-            self._reject(sender, frame, to, LimitExceeded(f"server_calls_per_peer = {limit} calls are running; wait"))
+        size = len(frame.body)
+        refusal = self._refusal(sender, size)
+        if refusal is not None:
+            self._reject(sender, frame, to, refusal)
             return
         sender.server_calls += 1
-        sender.transport.start_soon(self._serve, sender, frame, to, substitute)
+        sender.server_call_bytes += size
+        sender.transport.start_soon(self._serve, sender, frame, to, substitute, size)
 
-    async def _serve(self, sender: PeerSession, frame: Frame, to: Address, substitute: str | None) -> None:
+    def _refusal(self, sender: PeerSession, size: int) -> LimitExceeded | None:
+        """Why a further call of *size* bytes cannot run now; one call runs always, however large."""
+        count, room = self.limits.server_calls_per_peer, self.limits.server_call_bytes_per_peer
+        if sender.server_calls >= count:
+            return LimitExceeded(f"server_calls_per_peer = {count} calls are running; wait")
+        if sender.server_calls and sender.server_call_bytes + size > room:
+            return LimitExceeded(f"the calls that run hold server_call_bytes_per_peer = {room} bytes; wait")
+        return None
+
+    async def _serve(self, sender: PeerSession, frame: Frame, to: Address, substitute: str | None, size: int) -> None:
         """One call, in the nursery of the caller's connection: ends with the call or with the connection."""
         try:
             body = calls.parse_call(frame.extra(), frame.session)
+            frame.set_body(b"")  # decoded, it need not be kept as bytes too
             await self._run(sender, frame, to, body, substitute or frame.method or "")
         except HyphaError as exc:
             logger.info("call from %s cannot be answered: %s", sender.name, exc)
             self._reject(sender, frame, to, exc)
         finally:
             sender.server_calls -= 1
+            sender.server_call_bytes -= size
             flush_dirty(self._dirty)
 
     def _reject(self, sender: PeerSession, frame: Frame, to: Address, error: HyphaError) -> None:

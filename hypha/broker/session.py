@@ -169,6 +169,8 @@ class PeerSession(Session):
         self.chunks = ChunkStore(limits.chunked_bytes_per_peer, limits.chunked_messages_per_peer)
         #: Calls of the server's own services that run for this peer now.
         self.server_calls = 0
+        #: What they take, in bytes of their messages.
+        self.server_call_bytes = 0
         #: Messages of this peer that could not be read and were dropped.
         self.malformed = 0
 

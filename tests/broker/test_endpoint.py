@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -32,7 +33,7 @@ def at_rest(scene: Scene) -> None:
     assert not server._running
     assert not server.outbound
     assert not server.inbound
-    assert all(session.server_calls == 0 for session in scene.broker.registry.sessions())
+    assert all(session.server_calls == session.server_call_bytes == 0 for session in scene.broker.registry.sessions())
 
 
 def add(scene: Scene, path: str, run: Any, needs: Action | None = None) -> None:
@@ -281,6 +282,33 @@ async def test_a_hundred_calls_run_at_once_and_the_next_is_rejected(live: Scene)
     assert {message["method"] for message in a.received()} == {f"s{number}.resolve" for number in range(100)}
     assert len(b.received()) == 1
     assert await a.ask("echo", 1) == 1
+    at_rest(live)
+
+
+async def test_the_bytes_of_calls_that_run_are_bounded(live: Scene) -> None:
+    """Exactly so many, and not one byte more; but one call runs always."""
+    release = trio.Event()
+
+    async def wait(call: ServerCall, data: bytes) -> int:
+        await release.wait()
+        return len(data)
+
+    add(live, "services.test.wait", wait)
+    a = live.join("lab/a")
+    server = live.broker.server
+    a.call("workspace-manager", "services.test.wait", bytes(1000), session="first")
+    room = 3 * a.session.server_call_bytes
+    server.limits = replace(server.limits, server_call_bytes_per_peer=room)
+    for name, size in (("second", 1000), ("over", 1001), ("third", 1000)):
+        a.call("workspace-manager", "services.test.wait", bytes(size), session=name)
+    await wait_all_tasks_blocked()
+    assert a.errors() == [f"RuntimeError: the calls that run hold server_call_bytes_per_peer = {room} bytes; wait"]
+    assert a.session.server_call_bytes == room
+    release.set()
+    await wait_all_tasks_blocked()
+    assert a.session.server_call_bytes == 0
+    a.call("workspace-manager", "services.test.wait", bytes(2 * room), session="large")
+    assert (await a.message_for("large"))["args"] == [2 * room]
     at_rest(live)
 
 
