@@ -96,7 +96,7 @@ def test_long_lists_are_read_all_the_same() -> None:
 def test_an_error_from_elsewhere_leaves_nothing_for_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
     """One reader serves all connections: the rest of one's message must never be read as another's."""
 
-    class Exhausted(msgpack.Unpacker):  # type: ignore[misc]
+    class Exhausted(msgpack.Unpacker):  # type: ignore[misc]  # msgpack has no types
         def unpack(self) -> Any:
             raise MemoryError
 
