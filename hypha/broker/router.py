@@ -17,7 +17,7 @@ from hypha.errors import HyphaError, LimitExceeded, PermissionDenied, ProtocolVi
 from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address, parse_target
 from hypha.wire.body import check_body
 from hypha.wire.calls import is_declared, rejection
-from hypha.wire.chunks import CACHE_PREFIX, by_position, overwriting
+from hypha.wire.chunks import CACHE_PREFIX, EARLY_BYTES, by_position, overwriting
 from hypha.wire.frame import Frame, FrameReader, encode_header
 
 if TYPE_CHECKING:
@@ -144,6 +144,9 @@ class Router:
         compact = target.dialect.compact_promise
         message = target.chunk_peek.pass_through(sender, operation, frame, permits, self._reader, compact=compact)
         sender.known_by.add(target)
+        if operation == "set" and sum(peer.chunk_peek.early_bytes(sender) for peer in sender.known_by) > EARLY_BYTES:
+            target.chunk_peek.forget(sender)
+            raise LimitExceeded("too many parts of messages came before their turn")
         return message
 
     # --- policy for frames (``decisions.md`` 16) --------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ _PROMISE = frozenset({"resolve", "reject", "heartbeat", "interval"})
 
 #: Parts that may wait for the ones before them, and their bytes; modern clients have 30 of 256 KiB on their way.
 _MAX_EARLY, _MAX_EARLY_BYTES = 64, 16 * 1024 * 1024
+#: The same for all messages of one sender together.
+EARLY_BYTES = 2 * _MAX_EARLY_BYTES
 
 _SIGNATURES: dict[str, tuple[str, ...]] = {
     "create": ("key", "heartbeat", "overwrite"),
@@ -259,12 +261,13 @@ class ChunkPeek:
     def _remember(self, key: str, message: _Passing) -> None:
         own = self.senders.setdefault(message.sender, {})
         self.messages[key], own[key] = message, None
-        while len(own) > self.limit or self._early_bytes(own) > 2 * _MAX_EARLY_BYTES:
+        while len(own) > self.limit or self.early_bytes(message.sender) > EARLY_BYTES:
             oldest = next(iter(own))
             del self.messages[oldest], own[oldest]
 
-    def _early_bytes(self, keys: Iterable[str]) -> int:
-        return sum(len(part) for key in keys for part in self.messages[key].early.values())
+    def early_bytes(self, sender: Hashable) -> int:
+        """Bytes of the parts of *sender* that came before their turn."""
+        return sum(len(part) for key in self.senders.get(sender, ()) for part in self.messages[key].early.values())
 
 
 def _permitted(message: Frame, permits: Callable[[Frame], bool]) -> Frame:

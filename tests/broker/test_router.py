@@ -613,6 +613,21 @@ async def test_keywords_take_their_places_for_a_receiver_that_counts(scene: Scen
     assert "inner" in a.session.outbound
 
 
+async def test_parts_that_wait_for_their_turn_are_bounded_for_all_targets_of_a_sender_together(scene: Scene) -> None:
+    """32 MiB, whoever they are for: each target would hold as much, and there may be a thousand."""
+    a, b = scene.join("lab/a"), scene.join("lab/b")
+    early = bytes(8_000_000)
+    targets = [scene.join(f"lab/t{number}") for number in range(5)]
+    for number, target in enumerate(targets):
+        a.cache(target.name, "create", "k", False)
+        a.cache(target.name, "set", "k", 1, early, False, session=f"early{number}")
+    assert a.errors() == ["RuntimeError: too many parts of messages came before their turn"]
+    assert [target.session.chunk_peek.early_bytes(a.session) for target in targets] == [8_000_000] * 4 + [0]
+    b.cache(targets[0].name, "create", "other", False)
+    b.cache(targets[0].name, "set", "other", 1, early, False)  # another's parts are counted apart
+    assert b.received() == []
+
+
 # --- broadcasts (protocol.md 5.9) -----------------------------------------------------------------------------
 
 
