@@ -16,7 +16,7 @@ from hypha.broker import builtin, modern
 from hypha.broker.access import Action, Principal, may
 from hypha.broker.endpoint import ServerSession
 from hypha.broker.events import publish
-from hypha.broker.inflight import end_session, forget_silent
+from hypha.broker.inflight import end_session, fail_calls, forget_silent
 from hypha.broker.info import service_info
 from hypha.broker.login import DESCRIPTION, Login
 from hypha.broker.manager import BUILT_IN
@@ -384,6 +384,12 @@ class Broker:
             session.outbox.flush()
         session.transport.close(1008, reason)
         self.leave(session, clean=True)
+
+    def give_up_calls(self) -> None:
+        """Fail all calls that run, while their callers can still be told: the server is about to end."""
+        for session in self.registry.sessions():
+            fail_calls(session)
+        self.flush()
 
     def lose(self, session: PeerSession, reason: str) -> None:
         """End the session of a client that seems to be gone; its callers know at once, and it may come back."""

@@ -66,15 +66,20 @@ def forget_silent(session: Session) -> None:
     }
 
 
+def fail_calls(session: Session) -> None:
+    """Tell every caller of *session* that there will be no answer."""
+    for (caller, session_id), address in list(session.inbound.items()):
+        end_call(caller, session_id)
+        if caller.open:
+            caller.peer_gone(session_id, address)
+
+
 def end_session(session: Session) -> None:
     """Fail every call that *session* worked on and forget it everywhere. For when it is over."""
     session.open = False
     for session_id in list(session.outbound):
         end_call(session, session_id)
-    for (caller, session_id), address in list(session.inbound.items()):
-        end_call(caller, session_id)
-        if caller.open:
-            caller.peer_gone(session_id, address)
+    fail_calls(session)
     for other in session.known_by:
         other.forget(session)
     session.known_by.clear()

@@ -315,6 +315,8 @@ class Connections:
     def say_goodbye(self, reason: str) -> None:
         """Tell every client to come back later (1012), and those that are just arriving too."""
         self._ending = reason
+        # A client that comes back would wait for the answer of a call that nobody knows any more.
+        self._broker.give_up_calls()
         for connection in self._open:
             connection.transport.close(1012, reason)
 

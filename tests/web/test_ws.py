@@ -634,6 +634,23 @@ async def test_shutdown_on_sockets(loopback: LoopbackStack) -> None:
     assert trio.current_time() - began < 0.5
 
 
+async def test_calls_that_run_fail_at_their_callers_before_the_goodbye(
+    autojump_clock: MockClock, stack: MemoryStack
+) -> None:
+    """A modern client comes back at once and would wait for an answer that nobody can give any more."""
+    provider = await join(stack, "prov")
+    await provider.provide("demo", {"never": never})
+    caller = await join(stack, "caller")
+    session, message = caller.begin(provider.name, "services.demo.never")
+    await caller.socket.send_bytes(message)
+    assert await caller.manager("echo", 1) == 1
+    stack.clients.start_soon(stack.shut_down)
+    with pytest.raises(Rejected, match="is not connected"):
+        await caller.outcome(session)
+    await caller.ended.wait()
+    assert caller.closed == Closed(1012, "the server is restarting")
+
+
 def cuts() -> Iterator[int]:
     """Where to cut a conversation: everywhere near its joints, and here and there."""
     message = frame(0x82, echo_frame())
