@@ -26,7 +26,7 @@ from hypha.broker.broker import Broker
 from hypha.config import Config, Limits
 from hypha.web import listing, login
 from hypha.web.pages import create_app
-from tests.house import environments, processes
+from tests.house import environments, npm, processes
 from tests.house.examples import RUNNABLE, blocks, examples, pages
 from tests.house.processes import Running, Server
 from tests.house.steps import ROOT
@@ -35,7 +35,7 @@ from tests.house.steps import ROOT
 RUN = {
     "README.md": {"install", "client-install", "worker", "client", "curl"},
     "docs/tutorial.md": {"worker", "caller", "curl", "protected-worker", "protected-caller"},
-    "docs/how-to.md": {"mounts", "limit", "login", "hypercorn"},
+    "docs/how-to.md": {"mounts", "limit", "javascript", "login", "hypercorn"},
 }
 
 ADDRESS = "http://localhost:9000"
@@ -321,6 +321,16 @@ async def test_the_recipe_for_logging_in(nursery: trio.Nursery, server: Server, 
             token = (await page.post("/generate")).json()
             await page.post("/report", json={"key": key, "token": token})
         assert re.search(r"^workspace: \w+$", (await program.wait()).stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+async def test_the_recipe_for_javascript(nursery: trio.Nursery, server: Server, node: str, tmp_path: Path) -> None:
+    file = tmp_path / "hello.js"
+    file.write_text(adapt(examples("docs/how-to.md")["javascript"], server.url, ""))
+    modules = {"NODE_PATH": str(npm.modules())}
+    async with processes.start(nursery, [node, file], cwd=tmp_path, environ=modules) as running:
+        result = await running.wait()
+    assert "Hello John" in result.stdout.split("\n"), result
 
 
 @pytest.mark.slow

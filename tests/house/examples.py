@@ -1,7 +1,7 @@
 """The examples of the documentation.
 
-A fenced block of Python or shell has a comment right above it: ``<!-- example: NAME -->`` when a test runs it, or
-``<!-- not run: WHY -->``.
+A fenced block of Python, JavaScript or shell has a comment right above it: ``<!-- example: NAME -->`` when a test runs
+it, or ``<!-- not run: WHY -->``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _BLOCK = re.compile(r"^(?P<above>[^\n]*)\n```(?P<language>\w*)\n(?P<code>.*?)^``
 _NAMED = re.compile(r"<!-- example: (?P<name>[\w-]+) -->")
 _EXCUSED = re.compile(r"<!-- not run: \S.* -->")
 
-RUNNABLE = frozenset({"bash", "sh", "shell", "console", "python", "py"})
+RUNNABLE = frozenset({"bash", "sh", "shell", "console", "python", "py", "javascript", "js"})
 
 
 @dataclass(frozen=True)
