@@ -19,6 +19,7 @@ _MASKED = 0x80
 _MAX_CONTROL = 125  # bytes of a control frame (RFC 6455 section 5.5)
 _MAX_REASON = 123  # bytes of a close reason: the code takes two
 _PART = 32768  # bytes; smaller pieces of a large frame are put together
+_JOINED = 1024 * 1024  # bytes of a payload that is joined at its end; a larger one grows, or the end would be a pause
 #: Frames of more bytes are gathered in a buffer of their own instead of being joined chunk by chunk.
 LARGE = 65536
 
@@ -230,16 +231,17 @@ class Codec:
 
 
 class _LargeFrame:
-    """A frame of more than :data:`LARGE` bytes: its payload is unmasked as it comes, and joined once at its end.
+    """A frame of more than :data:`LARGE` bytes: its payload is unmasked as it comes, and joined once.
 
     It takes the memory of what has come, not of what was announced, however small the pieces.
     """
 
-    __slots__ = ("_mask", "_parts", "first", "missing")
+    __slots__ = ("_grows", "_mask", "_parts", "first", "missing")
 
     def __init__(self, first: int, size: int, mask: bytes) -> None:
         self.first = first
         self.missing = size
+        self._grows = size > _JOINED
         self._mask = mask
         self._parts: list[bytes | bytearray] = []
 
@@ -250,17 +252,17 @@ class _LargeFrame:
         self.missing -= len(own)
         turn = len(own) % 4
         self._mask = self._mask[turn:] + self._mask[:turn]
-        if len(payload) >= _PART:
+        if len(payload) >= _PART and not self._grows:
             self._parts.append(payload)
-        elif self._parts and len(self._parts[-1]) < _PART:
+        elif self._parts and (self._grows or len(self._parts[-1]) < _PART):
             self._parts[-1] += payload
         else:
             self._parts.append(bytearray(payload))
         return bytes(rest)
 
-    def payload(self) -> bytes:
+    def payload(self) -> Message:
         """The whole payload. Ask once, when nothing is missing."""
-        whole = b"".join(self._parts)
+        whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         return whole
 

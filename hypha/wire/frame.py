@@ -34,6 +34,7 @@ _NOT_ONE_VALUE = "the body is not one msgpack value"
 _NOT_A_MAP = "the body is not a map"
 
 packer = msgpack.Packer(autoreset=True)
+_COUNTED_MAPS = (0xDE, 0xDF)  # map 16 and map 32
 _MAP_HEADS = [bytes((0x80 | count,)) for count in range(16)]
 
 
@@ -121,8 +122,19 @@ class FrameReader:
             if frame is not None:
                 return frame
             self._begin()
+        self._check_count(data)
         header, size = _first_value(data, self._bounds.size)
         return self._frame(header, memoryview(data)[size:], None)
+
+    def _check_count(self, data: Buffer) -> None:
+        """Refuse a header of very many fields before they are decoded: it is a map with a count in front."""
+        if len(data) > 4 and data[0] in _COUNTED_MAPS:
+            width = 2 if data[0] == _COUNTED_MAPS[0] else 4
+            self._check_fields(int.from_bytes(data[1 : 1 + width], "big"))
+
+    def _check_fields(self, count: int) -> None:
+        if count > self._most_fields:
+            raise ProtocolViolation(f"the header has more than header_keys = {self._most_fields} fields")
 
     def _read_whole(self, data: Buffer) -> Frame | None:
         """A short message with its body; None when something is unusual, which may be an error."""
@@ -146,7 +158,7 @@ class FrameReader:
         if type(header) is not dict:
             raise ProtocolViolation("the message does not begin with a map")
         if len(header) > self._most_fields:
-            raise ProtocolViolation(f"the header has more than header_keys = {self._most_fields} fields")
+            self._check_fields(len(header))
         get = header.get
         to, kind, method, session, parent = get("to"), get("type"), get("method"), get("session"), get("parent")
         if type(to) is not str or not to:

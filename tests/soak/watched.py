@@ -10,6 +10,7 @@ one added later is watched too.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -41,6 +42,9 @@ def holdings() -> dict[str, Any]:
     """
     rss = _resident()
     gc.unfreeze()  # what the start has made can grow, too
+    for item in gc.get_objects():
+        if isinstance(item, functools._lru_cache_wrapper):
+            item.cache_clear()  # what is remembered to be faster is bounded, and not a leak
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):

@@ -192,7 +192,7 @@ def test_what_is_no_message_is_refused() -> None:
         (b"\x81\x01\x02", NOT_MSGPACK),  # keys that are no text
         (b"\x81\xc0\x02", NOT_MSGPACK),
         (b"\x81\x90\x02", NOT_MSGPACK),
-        (b"\xdf\xff\xff\xff\xff", NOT_MSGPACK),  # more items than there are bytes
+        (b"\xdf\xff\xff\xff\xff", "the header has more than header_keys = 64 fields"),
         (b"\xdd\xff\xff\xff\xff", NOT_MSGPACK),
         (UNKNOWN + b"\xc6\xff\xff\xff\xff", NOT_MSGPACK),
         (b"\x91" * 100_000, "no header within header_bytes = 65536 bytes"),
