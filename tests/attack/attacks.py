@@ -6,6 +6,7 @@ not take as it should fails its row. Attackers repeat it for as long as the row 
 
 from __future__ import annotations
 
+import random
 import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -371,10 +372,11 @@ async def dripped_frames(port: int) -> None:
 
 
 async def drip(stream: trio.SocketStream, data: bytes) -> None:
+    """Send a little at a time, not in step with others: requests that are whole in one moment are ordinary load."""
     size = max(1, len(data) // _DRIPS)
     for start in range(0, len(data), size):
         await stream.send_all(data[start : start + size])
-        await trio.sleep(_DRIP_SECONDS)
+        await trio.sleep(_DRIP_SECONDS * random.uniform(0, 2))
 
 
 # --- HTTP ---------------------------------------------------------------------------------------------------------
