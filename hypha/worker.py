@@ -34,10 +34,10 @@ from hypha.parent import FAILED, ORDERING_SIGNALS, SHUTDOWN_SECONDS, STOP_SECOND
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
-#: mallopt(3): what is freed is kept for the next message up to 16 MiB, instead of being given back page by page, and
+#: mallopt(3): what is freed is kept for the next message up to 12 MiB, instead of being given back page by page, and
 #: blocks up to those of a message of 1 MiB come from there. The pages of a large message would otherwise cost as much
 #: as its copying. Larger blocks are the kernel's: it moves them without copying when they grow.
-_MALLOC_OPTIONS = {-1: 16 * MIB, -2: 1 * MIB, -3: MIB + 128 * KIB}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+_MALLOC_OPTIONS = {-1: 12 * MIB, -2: 1 * MIB, -3: MIB + 128 * KIB}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
 
 #: Objects made and not freed before the garbage collector looks at the young, and how often it looks at the older. A
 #: small second number keeps its pauses short while thousands of clients come: 30 000 new objects at a time.
