@@ -61,7 +61,7 @@ class LazyApp:
 
         try:
             await self._built()(scope, receive, watched)
-        except Exception as error:
+        except Exception as error:  # whatever it is: the server that asked must be told
             if sent and sent[-1] != "lifespan.startup.complete":
                 raise  # the server has its answer: this is how it ends the application
             failure = explain(error)

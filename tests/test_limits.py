@@ -217,7 +217,9 @@ async def test_a_message_that_a_python_client_cannot_take_fails_at_its_sender(
         assert isinstance(largest, bytes)
         assert len(largest) == limit
         if limit < Limits().frame_bytes:  # the server itself takes no more than that
-            with pytest.raises(Rejected, match=f"larger than the {limit} bytes that {sender.workspace}/r can take"):
+            with pytest.raises(
+                Rejected, match=f"larger than python_frame_bytes = {limit}, which is all that {sender.workspace}/r"
+            ):
                 await sender.call("r", "services.x.y", bytes(size))
 
 

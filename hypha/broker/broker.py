@@ -277,9 +277,7 @@ class Broker:
         if waited < self.limits.reclaim_seconds or not may(principal, Action.WRITE, workspace).allowed:
             raise Conflict(f"client id {client_id!r} belongs to a client that may come back; choose another")
 
-    def attach(
-        self, admission: Admission, dialect: Dialect, transport: Transport, *, frame_limit: int, base_url: str
-    ) -> PeerSession:
+    def attach(self, admission: Admission, dialect: Dialect, transport: Transport, *, base_url: str) -> PeerSession:
         """Make the session: from here it is found and listed.
 
         A resumed one supersedes its predecessor, even when the server has not noticed that one's death, and gets
@@ -307,7 +305,6 @@ class Broker:
             self._generation,
             self.limits,
             transport=transport,
-            frame_limit=frame_limit,
             base_url=base_url,
             identity=admission.identity,
             dirty=self.dirty,

@@ -239,6 +239,6 @@ def _chunk_operation(method: str) -> str | None:
 
 def _oversize(size: int, target: PeerSession) -> LimitExceeded:
     return LimitExceeded(
-        f"a message of {size} bytes is larger than the {target.frame_limit} bytes that {target.name} can take; "
-        "send it in parts"
+        f"a message of {size} bytes is larger than {target.dialect.frame_limit} = {target.frame_limit}, "
+        f"which is all that {target.name} can take; send it in parts"
     )

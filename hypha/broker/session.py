@@ -141,8 +141,7 @@ class Session(ABC):
 class PeerSession(Session):
     """A client that is connected: its frames leave through the outbox.
 
-    *frame_limit*: the largest frame in bytes that this peer takes (``decisions.md`` 11). *base_url*: the address at
-    which it reached the server.
+    *base_url*: the address at which it reached the server.
     """
 
     def __init__(
@@ -154,14 +153,14 @@ class PeerSession(Session):
         limits: Limits,
         *,
         transport: Transport,
-        frame_limit: int,
         base_url: str,
         identity: str,
         dirty: DirtyOutboxes,
     ) -> None:
         super().__init__(address, principal, dialect, generation, limits)
         self.transport = transport
-        self.frame_limit = frame_limit
+        #: The largest frame in bytes that this peer takes.
+        self.frame_limit = _frame_limit(dialect, limits)
         self.base_url = base_url
         #: Survives reconnections, ends with a clean close: what reconnection tokens are bound to.
         self.identity = identity
@@ -200,3 +199,12 @@ def gone_text(address: Address) -> str:
 
 
 _ROOT_USER = ROOT.to_wire(None)
+
+
+def _frame_limit(dialect: Dialect, limits: Limits) -> int:
+    of_all = {
+        "frame_bytes": limits.frame_bytes,
+        "python_frame_bytes": limits.python_frame_bytes,
+        "modern_python_frame_bytes": limits.modern_python_frame_bytes,
+    }
+    return of_all[dialect.frame_limit]

@@ -69,7 +69,7 @@ class BoundedListener(trio.abc.Listener[trio.abc.Stream]):
         await self._places.take()
         try:
             return await self._accept()
-        except BaseException:
+        except BaseException:  # cancelled, above all
             self._places.give()
             raise
 

@@ -192,7 +192,7 @@ class Stream:
         if transport.is_held and now - transport.greeted_at > ARRIVAL_SECONDS:
             transport.release()
         if since is not None and now - since > limits.stall_seconds:
-            self.broker.lose(self.session, "stopped reading")
+            self.broker.lose(self.session, f"read nothing for more than stall_seconds = {limits.stall_seconds:g}")
         elif since is None and now - transport.wrote_at >= limits.ping_seconds:
             self.session.outbox.put_raw(control(_PING))
 
@@ -239,7 +239,6 @@ class Rpc:
                     admission,
                     MODERN if is_python else MODERN_JAVASCRIPT,
                     transport,
-                    frame_limit=limits.modern_python_frame_bytes if is_python else limits.frame_bytes,
                     base_url=base_url(scope, self._broker.config.base_path),
                 )
             except HyphaError as exc:  # somebody was faster

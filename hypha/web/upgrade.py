@@ -14,7 +14,6 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
 
 from hypha.broker.broker import Admission, Broker, Credentials
-from hypha.config import Limits
 from hypha.errors import HyphaError
 from hypha.web import modern
 from hypha.web.codec import Closed, Codec, Incoming, Message, Reply
@@ -69,7 +68,6 @@ class Upgrade:
             self._serve_legacy,
             admission=admission,
             dialect=LEGACY if is_python(scope) else LEGACY_JAVASCRIPT,
-            frame_limit=frame_limit(scope, self._broker.limits),
             base_url=base_url(scope, self._broker.config.base_path),
         )
         await guard.take_over(receive, send, serve)
@@ -82,11 +80,9 @@ class Upgrade:
         self, guard: GuardedServer, scope: WebsocketScope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         """Credentials come in a first text message, for which there is little time and little room."""
-        limits = self._broker.limits
         shake_hands = partial(
             self._shake_hands,
             dialect=MODERN if is_python(scope) else MODERN_JAVASCRIPT,
-            frame_limit=limits.modern_python_frame_bytes if is_python(scope) else limits.frame_bytes,
             base_url=base_url(scope, self._broker.config.base_path),
         )
         await guard.take_over(receive, send, shake_hands)
@@ -151,11 +147,6 @@ def parse_query(query: bytes) -> dict[str, str]:
 def is_python(scope: WebsocketScope) -> bool:
     """Whether a published Python client asks. All others are browsers, or behave like one."""
     return _PYTHON_CLIENT.match(header(scope, b"user-agent")) is not None
-
-
-def frame_limit(scope: WebsocketScope, limits: Limits) -> int:
-    """The largest frame that the client takes (``decisions.md`` 11)."""
-    return limits.python_frame_bytes if is_python(scope) else limits.frame_bytes
 
 
 async def refuse_upgrade(send: ASGISendCallable, status: int, detail: str) -> None:

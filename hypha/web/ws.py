@@ -258,11 +258,13 @@ class Connection:
         limits, transport, outbox = self.broker.limits, self.transport, self.session.outbox
         if transport.is_held and now - transport.pinged_at > ARRIVAL_SECONDS:
             transport.release()
-        patience = limits.busy_silence_seconds if self.session.inbound else limits.silence_seconds
+        name, patience = "silence_seconds", limits.silence_seconds
+        if self.session.inbound:
+            name, patience = "busy_silence_seconds", limits.busy_silence_seconds
         if now - transport.heard_at > patience:
-            self.broker.lose(self.session, "was silent for too long")
+            self.broker.lose(self.session, f"was silent for more than {name} = {patience:g}")
         elif outbox.stalled_since is not None and now - outbox.stalled_since > limits.stall_seconds:
-            self.broker.lose(self.session, "stopped reading")
+            self.broker.lose(self.session, f"read nothing for more than stall_seconds = {limits.stall_seconds:g}")
         elif now - transport.pinged_at >= limits.ping_seconds:
             transport.pinged_at = now
             outbox.put_raw(transport.codec.ping())
@@ -278,7 +280,7 @@ async def wait_and_route(broker: Broker, sender: PeerSession, frame: Frame, bloc
         with trio.move_on_at(deadline) as scope:
             await blocked.outbox.wait_room(size)
         if scope.cancelled_caught:
-            broker.lose(blocked, "took its messages too slowly")
+            broker.lose(blocked, f"made others wait for more than stall_seconds = {broker.limits.stall_seconds:g}")
         await trio.lowlevel.checkpoint_if_cancelled()  # the sender itself may have ended meanwhile
         blocked = broker.router.route(sender, frame)
 
@@ -339,7 +341,6 @@ class Connections:
         admission: Admission,
         dialect: Dialect,
         *,
-        frame_limit: int,
         base_url: str,
     ) -> None:
         """Serve an accepted websocket until it ends. Takes and closes *stream*. Cancel it freely.
@@ -351,7 +352,7 @@ class Connections:
             if not dialect.legacy_manager:
                 transport.hold()
             try:
-                session = self._broker.attach(admission, dialect, transport, frame_limit=frame_limit, base_url=base_url)
+                session = self._broker.attach(admission, dialect, transport, base_url=base_url)
                 await self._run(Connection(self._broker, session, transport), early)
             except HyphaError as exc:
                 await _refuse(transport, dialect, exc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 #: Redirections: (method asked, dialect of the one asked) -> name of the server's substitute (``decisions.md`` 18).
 Redirections = dict[tuple[str, str], str]
@@ -12,6 +13,7 @@ Redirections = dict[tuple[str, str], str]
 class Dialect:
     """A client generation's abilities.
 
+    *frame_limit*: the limit that says how large a frame it can take (``decisions.md`` 11).
     *chunk_bytes*: slice size of messages that the server sends in parts (``protocol.md`` 2.6).
     *legacy_manager*: its server peer is ``<workspace>/workspace-manager``, else ``*/<manager_id>``.
     *reannounces*: it registers its services again after a reconnect (``protocol.md`` 1.6).
@@ -25,6 +27,7 @@ class Dialect:
     reannounces: bool
     compact_promise: bool = False
     by_position: bool = False
+    frame_limit: Literal["frame_bytes", "python_frame_bytes", "modern_python_frame_bytes"] = "frame_bytes"
     chunk_bytes: int = 262_144
     redirections: Redirections = field(default_factory=dict)
 
@@ -39,7 +42,7 @@ class Dialect:
 
 
 #: imjoy-rpc 0.5.6 to 0.5.59 for Python.
-LEGACY = Dialect("legacy", legacy_manager=True, reannounces=False)
+LEGACY = Dialect("legacy", legacy_manager=True, reannounces=False, frame_limit="python_frame_bytes")
 
 #: The same for JavaScript.
 LEGACY_JAVASCRIPT = Dialect("legacy-javascript", legacy_manager=True, reannounces=False, by_position=True)
@@ -51,7 +54,14 @@ _API_VERSION: Redirections = {
 
 #: hypha-rpc 0.21 for Python. It reads ``config.api_version`` of a receiver's built-in service as an attribute, and
 #: legacy built-ins have none (``protocol.md`` 2.7, cross-generation defect).
-MODERN = Dialect("modern", legacy_manager=False, reannounces=True, compact_promise=True, redirections=_API_VERSION)
+MODERN = Dialect(
+    "modern",
+    legacy_manager=False,
+    reannounces=True,
+    compact_promise=True,
+    frame_limit="modern_python_frame_bytes",
+    redirections=_API_VERSION,
+)
 
 #: The same for JavaScript. Its message cache loses all arguments of a call with keyword ones.
 MODERN_JAVASCRIPT = Dialect(

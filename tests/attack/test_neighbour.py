@@ -57,7 +57,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @pytest.fixture(scope="module")
 def start(watched: Place) -> Holdings:
     """What the watched server holds before all attacks, and after each."""
-    time.sleep(FORGOTTEN)
+    time.sleep(FORGOTTEN)  # nothing says from outside that those who have left are forgotten
     return trio.run(_inside, watched)
 
 

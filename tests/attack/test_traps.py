@@ -62,7 +62,7 @@ async def test_a_peer_that_answers_no_ping_is_let_go(server: Server) -> None:
             await stream.send_all(data)
             with trio.fail_after(5):
                 rest = b"".join([chunk async for chunk in stream])
-            assert b"\x03\xf4the client was silent for too long" in rest  # 1012
+            assert b"\x03\xf4the client was silent for more than silence_seconds = " in rest  # 1012
 
 
 async def test_a_client_may_send_much_as_soon_as_it_is_accepted(server: Server) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ _METHOD = "services.bench.echo"
 Buffer = bytes | memoryview
 
 
-class Connection:
+class Connection(ABC):
     """One socket in the loop. *out* waits to be written."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -46,9 +47,9 @@ class Connection:
         self.out: list[Buffer] = []
         sock.setblocking(False)
 
+    @abstractmethod
     def readable(self) -> None:
         """Take what has come and put the answers into *out*. Raises :class:`WrongAnswer`."""
-        raise NotImplementedError
 
     def flush(self) -> None:
         """Write what the socket takes."""
@@ -144,9 +145,9 @@ class Peer(Connection):
         self._large = bytearray(shape.length if shape.length >= _LARGE else 0)
         self._taken = 0
 
+    @abstractmethod
     def take(self, session: bytes) -> None:
         """One frame has come."""
-        raise NotImplementedError
 
     def readable(self) -> None:
         if self._large:

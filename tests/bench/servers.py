@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +50,7 @@ class Server:
     title: str
     command: Sequence[str] = ()
     idle_flags: Sequence[str] = ()
-    wire: type[Wire] = field(default=WebsocketWire)
+    wire: Callable[..., Wire] = field(default=WebsocketWire)
 
     @contextmanager
     def running(self, *flags: str) -> Iterator[Live]:

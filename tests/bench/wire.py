@@ -10,6 +10,7 @@ import itertools
 import json
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from typing import Any
 
@@ -120,7 +121,7 @@ def upgrade_request(port: int, **query: str) -> bytes:
     return "\r\n".join((*lines, "", "")).encode()
 
 
-class Wire:
+class Wire(ABC):
     """A connection on which one message after the other is sent and awaited, until :mod:`tests.bench.load` takes it."""
 
     #: Who answers for the server.
@@ -135,13 +136,13 @@ class Wire:
         """How the client *name* is called in a message."""
         return name
 
+    @abstractmethod
     def prefix(self, to: str, size: int) -> bytes:
         """What precedes a message of *size* bytes for *to*."""
-        raise NotImplementedError
 
+    @abstractmethod
     def receive_prefix(self) -> tuple[bytes, int]:
         """What precedes the next message, and the size of that."""
-        raise NotImplementedError
 
     def template(self, to: str, message: bytes) -> Template:
         """*message* for *to*, to be sent many times."""
@@ -154,10 +155,6 @@ class Wire:
         """The prefix of the next message, and the message."""
         prefix, size = self.receive_prefix()
         return prefix, self._exactly(size)
-
-    def visit(self, name: str, register: bool, **credentials: str) -> Talk:
-        """What another client says, until the server has shown that it is attached, and that its service is there."""
-        raise NotImplementedError
 
     def attach(self) -> None:
         """Wait until the server knows this client: it delivers a message that the client has sent to itself."""

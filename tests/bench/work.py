@@ -13,6 +13,7 @@ from tests.bench import http
 from tests.bench.load import EchoLoad
 from tests.bench.servers import BARE, HYPHA, PUBLISHED, STACK, TAKEN, TCP, Live, Server
 from tests.bench.visits import VisitLoad
+from tests.bench.wire import WebsocketWire
 
 KIB, MIB = 2**10, 2**20
 STACK_ROUTE = "/hello"
@@ -102,6 +103,7 @@ def visit(count: int, *, register: bool) -> Callable[[Server, Live, float], Foun
     def measure(server: Server, live: Live, seconds: float) -> Found:
         (host,) = server.dial(live, ["host"])
         credentials = server.credentials(host)
+        assert isinstance(host, WebsocketWire), "clients come and go by websocket only"
         load = VisitLoad(lambda name: host.visit(name, register, **credentials), count, host)
         return measured(load, live, seconds)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from hypha.errors import InvalidArgument
+from hypha.wire.calls import encode_value
 from tests.broker.memory import SERVER_ID, Peer, Rejected
 
 MANAGER = f"*/{SERVER_ID}"
@@ -19,3 +21,12 @@ async def refused(peer: Peer, name: str, *args: Any, **kwargs: Any) -> str:
     with pytest.raises(Rejected) as caught:
         await ask(peer, name, *args, **kwargs)
     return str(caught.value)
+
+
+def is_written(value: Any) -> bool:
+    """Whether *value* can be sent: it is not nested too deep."""
+    try:
+        encode_value(value)
+    except InvalidArgument:
+        return False
+    return True

@@ -330,6 +330,6 @@ class Scene:
         frame_limit: int | None = None,
     ) -> Peer:
         transport = MemoryTransport(self.nursery, takes)
-        limit = self.limits.frame_bytes if frame_limit is None else frame_limit
-        session = self.broker.attach(admission, dialect, transport, frame_limit=limit, base_url="http://localhost:9527")
+        session = self.broker.attach(admission, dialect, transport, base_url="http://localhost:9527")
+        session.frame_limit = self.limits.frame_bytes if frame_limit is None else frame_limit
         return Peer(self.broker, session, transport)

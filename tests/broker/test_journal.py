@@ -13,10 +13,9 @@ from hypha.broker.access import Level
 from hypha.broker.journal import Journal
 from hypha.broker.kept import pack
 from hypha.config import Limits
-from hypha.errors import InvalidArgument
 from hypha.wire.calls import encode_value
 from hypha.wire.dialect import MODERN
-from tests.broker.managing import MANAGER, ask, refused
+from tests.broker.managing import MANAGER, ask, is_written, refused
 from tests.broker.memory import EPOCH, Scene
 
 
@@ -123,14 +122,6 @@ def nested(depth: int) -> list[Any]:
     for _ in range(depth - 1):
         value = [value]
     return value
-
-
-def is_written(value: Any) -> bool:
-    try:
-        encode_value(value)
-    except InvalidArgument:
-        return False
-    return True
 
 
 async def test_others_have_their_turn_between_two_readers(live: Scene) -> None:

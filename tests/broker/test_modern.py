@@ -12,10 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from hypha.broker.access import Action, Level
 from hypha.broker.broker import Credentials
 from hypha.broker.registry import Registration
-from hypha.errors import InvalidArgument
-from hypha.wire.calls import encode_value
 from hypha.wire.dialect import MODERN
-from tests.broker.managing import MANAGER, ask, refused
+from tests.broker.managing import MANAGER, ask, is_written, refused
 from tests.broker.memory import LOGIN, SERVER_ID, Peer, Rejected, Scene
 
 
@@ -395,11 +393,3 @@ def nested(depth: int) -> dict[str, Any]:
     for _ in range(depth - 1):
         value = {"x": value}
     return value
-
-
-def is_written(value: Any) -> bool:
-    try:
-        encode_value(value)
-    except InvalidArgument:
-        return False
-    return True

@@ -488,8 +488,8 @@ async def test_a_call_of_the_exact_limit_passes_and_one_byte_more_fails_at_its_s
     a.send(header | {"session": "s2"}, body(room + 1))
     assert b.received() == []
     assert a.errors() == [
-        f"RuntimeError: a message of {limit + 1} bytes is larger than the {limit} bytes that lab/b can take; "
-        "send it in parts"
+        f"RuntimeError: a message of {limit + 1} bytes is larger than python_frame_bytes = {limit}, "
+        "which is all that lab/b can take; send it in parts"
     ]
     assert list(a.session.outbound) == ["s1"]
 
@@ -501,7 +501,7 @@ async def test_an_answer_that_is_too_large_becomes_an_error_for_who_waits(name: 
     b.answer(b.received()[0], "x" * 5000, name=name)
     (message,) = a.received()
     assert (message["from"], message["method"]) == ("lab/b", "p.1.reject")
-    assert "bytes that lab/a can take; send it in parts" in message["args"][0]["_rvalue"]
+    assert "all that lab/a can take; send it in parts" in message["args"][0]["_rvalue"]
     assert b.received() == []
     assert not a.session.outbound
 

@@ -88,7 +88,7 @@ async def _watched(watch: Watch, async_fn: Callable[..., Awaitable[T]], *args: A
         watch.cancel = partial(token.run_sync_soon, expire)
         try:
             result = await async_fn(*args)
-        except BaseException as error:
+        except BaseException as error:  # also what a cancelled test makes of its cancellation
             if report:
                 raise DeadlineExceeded("\n".join([f"longer than {watch.seconds:g} s, waiting in", *report])) from error
             raise

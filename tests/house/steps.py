@@ -42,7 +42,7 @@ def spawn(
         except KeyboardInterrupt:
             _end(child)  # the terminal has sent Ctrl-C to the child as well
             raise
-        except BaseException:
+        except BaseException:  # nothing may end us before the child has ended
             child.send_signal(signal.SIGINT)
             _end(child)
             raise

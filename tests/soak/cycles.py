@@ -83,7 +83,7 @@ class Cycles:
     async def guest(self) -> AsyncIterator[Guest]:
         """A client that has come, registered, called and was called."""
         held, began = Held(), time.perf_counter()
-        service = {"id": "work", "config": {"visibility": "public"}, "hello": hello, "hold": held.run, "echo": echo}
+        service = {"id": "job", "config": {"visibility": "public"}, "hello": hello, "hold": held.run, "echo": echo}
         async with connect(self.port, f"guest-{secrets.token_hex(4)}") as peer:
             await peer.register(service)
             await self.visit(peer)
@@ -100,12 +100,12 @@ class Cycles:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_report, call.begun, task_status)
             with pytest.raises(CallFailed, match=f"Target peer {guest.peer.address} is not connected"):
-                await self.home.peer.call(guest.peer.address, "services.work.hold", call.key)
+                await self.home.peer.call(guest.peer.address, "services.job.hold", call.key)
 
     async def request_that_fails(self, guest: Guest, task_status: trio.TaskStatus[None]) -> None:
         """The same over HTTP."""
         call = guest.held.expect()
-        path = f"/{guest.peer.workspace}/services/work/hold?key={call.key}"
+        path = f"/{guest.peer.workspace}/services/job/hold?key={call.key}"
         async with trio.open_nursery() as nursery, http_client(self.port) as client:
             nursery.start_soon(_report, call.begun, task_status)
             status, body = await client.ask(get(path))

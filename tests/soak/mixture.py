@@ -105,7 +105,7 @@ class Mixture:
 
     async def _hold(self, address: str) -> None:
         with pytest.raises(CallFailed, match=f"Target peer {address} is not connected"):
-            await self.home.peer.call(address, "services.work.hold")
+            await self.home.peer.call(address, "services.job.hold")
 
 
 @contextmanager
@@ -128,7 +128,7 @@ async def large_call_home(mixture: Mixture) -> None:
 async def large_call_from_home(mixture: Mixture) -> None:
     value = mixture.value()
     async with mixture.cycles.guest() as guest:
-        assert await mixture.home.peer.call(guest.peer.address, "services.work.echo", value) == value
+        assert await mixture.home.peer.call(guest.peer.address, "services.job.echo", value) == value
         await guest.peer.close()
 
 
@@ -160,7 +160,7 @@ async def large_call_to_a_client_that_is_reset(mixture: Mixture) -> None:
 
         async def call() -> None:
             with told(guest.peer.address):
-                assert await home.call(guest.peer.address, "services.work.echo", value) == value
+                assert await home.call(guest.peer.address, "services.job.echo", value) == value
 
         nursery.start_soon(call)
         await trio.sleep(mixture.chance.random() / 10)

@@ -20,7 +20,7 @@ async def main(port: int, home: str, seed: int) -> None:
     """Never returns."""
     chance = random.Random(seed)
     async with connect(port, f"victim-{secrets.token_hex(4)}") as peer:
-        service: Map = {"id": "work", "config": {"visibility": "public"}, "hold": trio.sleep_forever}
+        service: Map = {"id": "job", "config": {"visibility": "public"}, "hold": trio.sleep_forever}
         await peer.register(service)
         print(f"ready {peer.address}", flush=True)
         while True:

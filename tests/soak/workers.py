@@ -73,7 +73,7 @@ class Story:
         while True:
             async with connect(self.server.port, "provider", **credentials) as peer:
                 credentials = {"reconnection_token": peer.reconnection_token}
-                await peer.register({"id": "work", "config": {"visibility": "public"}, "do": self._do})
+                await peer.register({"id": "job", "config": {"visibility": "public"}, "do": self._do})
                 if not self._provider:
                     self._provider = peer.address
                     task_status.started()
@@ -95,7 +95,7 @@ class Story:
             key = f"{name} {peer.reconnection_token[-8:]} {number}"
             try:
                 with trio.fail_after(10):
-                    assert await peer.call(self._provider, "services.work.do", key) == key
+                    assert await peer.call(self._provider, "services.job.do", key) == key
                 self.answered[name] += 1
             except Disconnected:
                 self.lost += 1
@@ -113,7 +113,7 @@ class Story:
                 async with http_client(self.server.port) as client:
                     while True:
                         number += 1
-                        path = f"/{workspace}/services/work/do?key=http{number}x"
+                        path = f"/{workspace}/services/job/do?key=http{number}x"
                         with trio.fail_after(10):
                             status, body = await client.ask(get(path))
                         if status == 200:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from hypercorn.typing import HTTPScope, WebsocketScope
 
-from hypha.config import Limits
 from hypha.errors import NotAuthenticated
 from hypha.web.http import base_url, bearer_token, header
 from hypha.web.lookup import Target, parse_path
-from hypha.web.upgrade import frame_limit, parse_query
+from hypha.web.upgrade import is_python, parse_query
 from tests.web.asgi_client import http_scope
 
 
@@ -99,7 +98,7 @@ def test_queries_of_handshakes(query: bytes, found: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("agent", "is_python"),
+    ("agent", "expected"),
     [
         ("Python/3.11 websockets/12.0", True),
         ("Python/3.13 websockets/13.1", True),
@@ -108,10 +107,8 @@ def test_queries_of_handshakes(query: bytes, found: dict[str, str]) -> None:
         ("", False),
     ],
 )
-def test_python_clients_take_smaller_frames(agent: str, is_python: bool) -> None:
-    limits = Limits()
-    expected = limits.python_frame_bytes if is_python else limits.frame_bytes
-    assert frame_limit(upgrading(User_Agent=agent), limits) == expected
+def test_python_clients_are_known_by_what_they_say_of_themselves(agent: str, expected: bool) -> None:
+    assert is_python(upgrading(User_Agent=agent)) is expected
 
 
 @pytest.mark.parametrize(

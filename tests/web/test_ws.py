@@ -594,7 +594,7 @@ async def direct(
     connections: Connections, broker: Broker, ours: trio.abc.Stream, theirs: trio.abc.Stream
 ) -> AsyncIterator[Peer]:
     """A peer without Hypercorn and without a handshake."""
-    serve = partial(connections.serve, frame_limit=1 << 20, base_url="http://x")
+    serve = partial(connections.serve, base_url="http://x")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve, theirs, Codec(1 << 20), (), broker.admit(Credentials("a")), LEGACY)
         peer = Peer(WebSocket(ours, {}, b""), "a", nursery)
