@@ -21,6 +21,7 @@ from hypha.broker.info import service_info
 from hypha.broker.login import DESCRIPTION, Login
 from hypha.broker.manager import BUILT_IN
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
+from hypha.broker.own import Visit
 from hypha.broker.registry import (
     Parked,
     Registration,
@@ -115,9 +116,9 @@ class Broker:
         """Write what was put into outboxes since the last flush."""
         flush_dirty(self.dirty)
 
-    def public_base_url(self, session: PeerSession) -> str:
+    def public_base_url(self, caller: PeerSession | Visit) -> str:
         """The address to tell a client as the public one."""
-        return self.config.public_base_url or session.base_url
+        return self.config.public_base_url or caller.base_url
 
     # --- principals -------------------------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """What the server offers on the wire: its built-in service and the workspace service of legacy clients.
 
-``protocol.md`` 5.2 to 5.6. A function never checks permission by itself: it declares what it needs, and the
-endpoint asks :func:`hypha.broker.access.may` before it runs.
+``protocol.md`` 5.2 to 5.6.
 """
 
 from __future__ import annotations
@@ -242,28 +241,22 @@ class LegacyManager(Manager):
     async def list_services(self, call: ServerCall, query: Any = None) -> list[dict[str, Any]]:
         """Services as ``protocol.md`` 5.6 says: of the workspace, of all for ``"public"``, or those that match."""
         if isinstance(query, str):
-            query = None if query == "public" else {"workspace": query}
-            services = self._registry.public_services() if query is None else self._services_in(call, query)
+            services = (
+                self._registry.public_services()
+                if query == "public"
+                else self._services_in(call, query or call.workspace.name)
+            )
             return [summary(service) for service in await self._listed(call, services)]
         if query is not None and not isinstance(query, dict):
             raise InvalidArgument("list_services takes a workspace name, 'public' or a map of what to match")
         filters = dict(query or {})
-        services = self._services_in(call, filters)
-        filters.pop("workspace", None)
+        services = self._services_in(call, filters.pop("workspace", None) or call.workspace.name)
 
         def matches(service: Service) -> bool:
             entry = summary(service)
             return all(entry.get(key) == value for key, value in filters.items())
 
         return [summary(service) for service in await self._listed(call, services, matches)]
-
-    def _services_in(self, call: ServerCall, filters: dict[str, Any]) -> Iterable[Service]:
-        name = filters.get("workspace") or call.workspace.name
-        if name == "*":
-            own = list(call.workspace.services())
-            return own + [item for item in self._registry.public_services() if item.workspace != call.workspace.name]
-        workspace = self.named(name)
-        return workspace.services() if workspace is not None else ()
 
     # --- workspaces and tokens --------------------------------------------------------------------------------
 

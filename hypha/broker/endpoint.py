@@ -1,8 +1,9 @@
 """The server's own session: answers calls to its services, and makes calls of its own.
 
 It is addressed as ``<any workspace>/workspace-manager``, as ``*/<server id>``, and, by answers to HTTP requests, as
-``<workspace>/http`` (``protocol.md`` 2.4, ``decisions.md`` 22). Functions are found by exact path in one table; no
-attribute of anything is ever looked up by a peer's text.
+``<workspace>/http`` (``protocol.md`` 2.4, ``decisions.md`` 22). Functions are found by exact path in the table of the
+caller's generation, or of the server's own services at ``public/<server id>``; no attribute of anything is
+ever looked up by a peer's text.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class ServerSession(Session):
 
     def _start(self, sender: PeerSession, frame: Frame, to: Address, substitute: str | None = None) -> None:
         size = len(frame.body)
-        refusal = self._refusal(sender, size)
+        refusal = self._refusal(sender)
         if refusal is not None:
             self._reject(sender, frame, to, refusal)
             return
@@ -113,12 +114,13 @@ class ServerSession(Session):
         sender.server_call_bytes += size
         sender.transport.start_soon(self._serve, sender, frame, to, substitute, size)
 
-    def _refusal(self, sender: PeerSession, size: int) -> LimitExceeded | None:
-        """Why a further call of *size* bytes cannot run now; one call runs always, however large."""
+    def _refusal(self, sender: PeerSession) -> LimitExceeded | None:
+        """Why a further call cannot run now."""
         count, room = self.limits.server_calls_per_peer, self.limits.server_call_bytes_per_peer
         if sender.server_calls >= count:
             return LimitExceeded(f"server_calls_per_peer = {count} calls are running; wait")
-        if sender.server_calls and sender.server_call_bytes + size > room:
+        # That one, however large: what comes in parts is a call within the call that brought the last of them.
+        if sender.server_call_bytes >= room:
             return LimitExceeded(f"the calls that run hold server_call_bytes_per_peer = {room} bytes; wait")
         return None
 

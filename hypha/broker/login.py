@@ -7,7 +7,6 @@ bounded by ``login_keys``, and does not outlive the server.
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -108,7 +107,7 @@ class Login:
             raise LimitExceeded(f"login_keys = {limits.login_keys} logins have begun already; try again later")
         key = secrets.token_urlsafe(32)
         self._attempts[key] = Attempt(visit.language, workspace, expires_in, now, now + limits.login_seconds)
-        base = self._broker.config.public_base_url or visit.base_url
+        base = self._broker.public_base_url(visit)
         query = urlencode({"key": key, **{name: value for name, value in asked.items() if value is not None}})
         urls = {f"{name}_url": f"{base}/{_FUNCTIONS}/{name}" for name in ("report", "check", "generate")}
         return {"key": key, "login_url": f"{base}/{PAGE}?{query}", **urls}
@@ -143,7 +142,7 @@ class Login:
 
     async def logout(self, visit: Visit, config: dict[str, Any] | None = None) -> dict[str, Any]:
         """The address of a page that says how to log out."""
-        base = self._broker.config.public_base_url or visit.base_url
+        base = self._broker.public_base_url(visit)
         return {"logout_url": f"{base}/{PAGE}?logout"}
 
     # --- for the page -----------------------------------------------------------------------------------------
@@ -214,7 +213,7 @@ class Login:
         longest = self._broker.limits.login_seconds
         if timeout is None:
             return longest
-        if not isinstance(timeout, int | float) or math.isnan(timeout):
+        if not isinstance(timeout, int | float) or timeout != timeout:  # NaN
             raise InvalidArgument("timeout must be a number of seconds")
         return min(timeout, longest)
 

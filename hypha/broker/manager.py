@@ -1,7 +1,7 @@
 """What the server's managers of both client generations have in common (``protocol.md`` 5).
 
-A function never checks permission by itself: it declares what it needs, and the endpoint asks
-:func:`hypha.broker.access.may` before it runs.
+A function declares what it needs in its caller's own workspace, and the endpoint asks :func:`hypha.broker.access.may`
+before it runs. What concerns another workspace it asks about itself, with the same function.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hypha.broker.access import Level, Principal, level_in
+from hypha.broker.access import Action, Level, Principal, level_in, may
 from hypha.broker.endpoint import ServerCall
 from hypha.broker.function import Function
 from hypha.broker.info import summary
@@ -178,12 +178,23 @@ class Manager:
 
     async def get_workspace_info(self, call: ServerCall, workspace: str | None = None) -> dict[str, Any]:
         """The WorkspaceInfo of the workspace, or of another that the caller may see."""
-        if workspace is None or workspace == call.workspace.name:
-            return call.workspace.describe()
-        other = self.named(workspace)
-        if other is None or level_in(call.principal, other) is Level.NONE:
-            raise PermissionDenied(f"Permission denied for workspace {workspace}.")
-        return other.describe()
+        return self.visible(call, workspace).describe()
+
+    def visible(self, call: ServerCall, name: object) -> Workspace:
+        """The workspace of that name, the caller's own without one; one answer for all that it may not see."""
+        if name is None or name == call.workspace.name:
+            return call.workspace
+        place = self.named(name)
+        if place is None or not may(call.principal, Action.READ, place).allowed:
+            raise PermissionDenied(f"Permission denied for workspace {str(name)[:200]}.")
+        return place
+
+    def _services_in(self, call: ServerCall, place: object) -> Iterable[Service]:
+        if place == "*":
+            own = list(call.workspace.services())
+            return own + [item for item in self._registry.public_services() if item.workspace != call.workspace.name]
+        workspace = self.named(place)
+        return workspace.services() if workspace is not None else ()
 
 
 # --- helpers --------------------------------------------------------------------------------------------------

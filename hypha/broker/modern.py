@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -20,7 +20,7 @@ from hypha.broker.info import built_in_info, service_info
 from hypha.broker.issuing import issue
 from hypha.broker.journal import JournalFunctions
 from hypha.broker.manager import BUILT_IN, DEFAULT, Manager, Run, as_map
-from hypha.broker.registry import Workspace, not_found_hint, parse_registration
+from hypha.broker.registry import not_found_hint, parse_registration
 from hypha.broker.selection import choose
 from hypha.broker.service_types import ServiceTypeFunctions
 from hypha.broker.session import PeerSession, Service
@@ -269,13 +269,6 @@ class ModernManager(Manager):
         filters["service_id"] = filters.pop("id", None) or filters.get("service_id")
         return {key: value for key, value in filters.items() if value is not None}
 
-    def _services_in(self, call: ServerCall, place: object) -> Iterable[Service]:
-        if place == "*":
-            own = list(call.workspace.services())
-            return own + [item for item in self._registry.public_services() if item.workspace != call.workspace.name]
-        workspace = self.named(place)
-        return workspace.services() if workspace is not None else ()
-
     # --- clients ----------------------------------------------------------------------------------------------
 
     async def list_clients(self, call: ServerCall, workspace: str | None = None) -> list[dict[str, Any]]:
@@ -379,15 +372,6 @@ class ModernManager(Manager):
             "errors": None,
             "user_permission": level_in(call.principal, call.workspace).letter,
         }
-
-    def visible(self, call: ServerCall, name: object) -> Workspace:
-        """The workspace of that name, the caller's own without one; one answer for all that it may not see."""
-        if name is None or name == call.workspace.name:
-            return call.workspace
-        place = self.named(name)
-        if place is None or not may(call.principal, Action.READ, place).allowed:
-            raise PermissionDenied(f"Permission denied for workspace {str(name)[:200]}.")
-        return place
 
     # --- events -----------------------------------------------------------------------------------------------
 

@@ -177,10 +177,6 @@ class Registry:
         workspace = self.workspaces[checked] = Workspace(checked, owners=list(owners), persistent=persistent)
         return workspace
 
-    def is_free(self, name: str) -> bool:
-        """Whether nobody has *name* and it is not reserved."""
-        return name not in self.workspaces and name not in self._reserved
-
     def drop_if_unused(self, workspace: Workspace) -> None:
         """Remove a workspace that nobody is in, nobody may return to and nobody asked to keep."""
         if not (workspace.members or workspace.parked or workspace.persistent):

@@ -145,7 +145,7 @@ class Router:
         message = target.chunk_peek.pass_through(sender, operation, frame, permits, self._reader, compact=compact)
         sender.known_by.add(target)
         if operation == "set" and sum(peer.chunk_peek.early_bytes(sender) for peer in sender.known_by) > EARLY_BYTES:
-            target.chunk_peek.forget(sender)
+            target.forget_parts(sender)
             raise LimitExceeded("too many parts of messages came before their turn")
         return message
 

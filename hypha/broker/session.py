@@ -127,6 +127,12 @@ class Session(ABC):
         if oldest not in self.chunk_peek.senders:
             oldest.known_by.discard(self)
 
+    def forget_parts(self, sender: Session) -> None:
+        """Drop what *sender* has begun to send in parts."""
+        self.chunk_peek.forget(sender)
+        if sender not in self.correspondents:
+            sender.known_by.discard(self)
+
     def keeps(self) -> set[Session]:
         """The sessions that this one keeps something about."""
         senders = (sender for sender in self.chunk_peek.senders if isinstance(sender, Session))

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
 
-from hypercorn.typing import ASGIReceiveCallable, HTTPScope
+from hypercorn.typing import HTTPScope
 
 from hypha.config import Limits
 from hypha.errors import InvalidArgument
 from hypha.web.bodies import body_arguments, parse_json
-from hypha.web.http import read_body
+from hypha.web.http import RoomForOne, read_body
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _MAX_INT = 2**63 - 1
@@ -51,7 +51,7 @@ class Arguments:
         }
 
 
-async def read_arguments(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limits) -> Arguments:
+async def read_arguments(scope: HTTPScope, room: RoomForOne, limits: Limits) -> Arguments:
     """Read them all. Raises :class:`InvalidArgument`, :class:`UnsupportedContent` and what ``read_body`` raises."""
     try:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="strict")
@@ -64,8 +64,8 @@ async def read_arguments(scope: HTTPScope, receive: ASGIReceiveCallable, limits:
         found.args, more = _as_arguments(parse_json(options["_args"].encode(), "_args"))
         found.kwargs.update(more)
     if scope["method"] == "POST":
-        body = await read_body(scope, receive, limits)
-        args, kwargs = await body_arguments(scope, body, limits, Texts)
+        body = await read_body(scope, room.receive, limits)
+        args, kwargs = await body_arguments(scope, body, limits, Texts, room.take)
         found.args += args
         found.kwargs.update(kwargs)
     return found

@@ -33,18 +33,23 @@ _INFLATING = trio.CapacityLimiter(4)
 
 
 async def body_arguments(
-    scope: HTTPScope, body: Body, limits: Limits, parameter: Callable[[list[str]], Any]
+    scope: HTTPScope,
+    body: Body,
+    limits: Limits,
+    parameter: Callable[[list[str]], Any],
+    take: Callable[[int], None],
 ) -> Arguments:
     """The arguments in a request body, by position and by name. An empty body has none.
 
-    *parameter* takes the texts of one form field, as it takes those of a query parameter. Raises
+    *parameter* takes the texts of one form field, as it takes those of a query parameter. *take* is told of the bytes
+    that *body* inflates to, before they take memory, and raises when there is no room for them. Raises
     :class:`UnsupportedContent` for a format that is not understood, :class:`InvalidArgument` for a body that is not
     what it says, :class:`TooLarge` when it inflates beyond ``http_body_bytes`` or is larger than its format may be.
     Gives way to others while it inflates or reads a form. Cancel it freely.
     """
     kind, options = parse_options_header(header(scope, b"content-type"))
     kind = kind.lower()
-    body = await _inflated(header(scope, b"content-encoding").strip().lower(), body, limits)
+    body = await _inflated(header(scope, b"content-encoding").strip().lower(), body, limits, take)
     if not body:
         return [], {}
     if kind in {"", "application/json"}:
@@ -64,24 +69,25 @@ async def body_arguments(
     )
 
 
-async def _inflated(encoding: str, body: Body, limits: Limits) -> Body:
+async def _inflated(encoding: str, body: Body, limits: Limits, take: Callable[[int], None]) -> Body:
     if encoding in {"", "identity"}:
         return body
     if encoding not in {"gzip", "x-gzip"}:
         raise UnsupportedContent(f"Content-Encoding {encoding[:100]!r}: send gzip, or none")
     async with _INFLATING:
         try:
-            return await _inflate(body, limits.http_body_bytes)
+            return await _inflate(body, limits.http_body_bytes, take)
         except zlib.error as exc:
             raise InvalidArgument(f"the body is not gzip: {exc}") from exc
 
 
-async def _inflate(body: Body, limit: int) -> bytearray:
+async def _inflate(body: Body, limit: int, take: Callable[[int], None]) -> bytearray:
     size, whole = 0, bytearray()
     for piece in _inflated_pieces(body):  # counted first, so that what is too large takes no memory
         size += len(piece)
         if size > limit:
             raise TooLarge(f"the inflated body is larger than http_body_bytes = {limit}")
+        take(len(piece))
         await trio.lowlevel.checkpoint()
     for piece in _inflated_pieces(body):
         whole += piece

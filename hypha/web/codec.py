@@ -82,8 +82,8 @@ class Codec:
     Holds at most one message of that size, and takes no more than was announced.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, limit_name: str = "frame_bytes") -> None:
+        self._limit, self._limit_name = limit, limit_name
         self._held = b""  # the beginning of a frame
         self._large: _LargeFrame | None = None
         self._opcode = 0  # of the message whose fragments are being gathered, 0 when there is none
@@ -115,7 +115,7 @@ class Codec:
 
     def raise_limit(self, limit: int) -> None:
         """Take messages of up to *limit* bytes from now on."""
-        self._limit = limit
+        self._limit, self._limit_name = limit, "frame_bytes"
 
     # --- frames in ----------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class Codec:
         if bool(opcode) == bool(self._opcode):
             raise _Violation(1002, "a fragment is out of order")
         if len(self._fragments) + size > self._limit:
-            raise _Violation(1009, f"a message is larger than frame_bytes = {self._limit}")
+            raise _Violation(1009, f"a message is larger than {self._limit_name} = {self._limit}")
 
     def _handed_out(self, first: int, payload: Message) -> Iterator[Incoming]:
         """What a checked frame means: a message when it is the last one of it, an answer, the end, or None."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -106,30 +106,41 @@ class BodyRoom:
         self._limit = limit
         self.held = 0
 
-    @asynccontextmanager
-    async def request(self, receive: ASGIReceiveCallable) -> AsyncIterator[ASGIReceiveCallable]:
-        """Yield *receive* as it takes room, which the end of the request gives back.
-
-        It raises :class:`LimitExceeded` when there is none.
-        """
-        free, mine = _FREE_BODY_BYTES, 0
-
-        async def receive_with_room() -> ASGIReceiveEvent:
-            nonlocal free, mine
-            message = await receive()
-            if message["type"] == "http.request":
-                size = len(message["body"])
-                size, free = max(0, size - free), max(0, free - size)
-                if self.held + size > self._limit:
-                    raise LimitExceeded(f"http_bodies_bytes = {self._limit} are taken by other requests; try later")
-                self.held += size
-                mine += size
-            return message
-
+    @contextmanager
+    def request(self, receive: ASGIReceiveCallable) -> Iterator[RoomForOne]:
+        """The part of one request, which its end gives back."""
+        part = RoomForOne(self, receive)
         try:
-            yield receive_with_room
+            yield part
         finally:
-            self.held -= mine
+            self.held -= part.held
+
+    def take(self, size: int) -> None:
+        """Raises :class:`LimitExceeded` when there are not so many bytes left."""
+        if self.held + size > self._limit:
+            raise LimitExceeded(f"http_bodies_bytes = {self._limit} are taken by other requests; try later")
+        self.held += size
+
+
+class RoomForOne:
+    """What one request has of a :class:`BodyRoom`."""
+
+    def __init__(self, room: BodyRoom, receive: ASGIReceiveCallable) -> None:
+        self._room, self._receive = room, receive
+        self._free, self.held = _FREE_BODY_BYTES, 0
+
+    def take(self, size: int) -> None:
+        """Take so many bytes more. Raises :class:`LimitExceeded` when there are none."""
+        size, self._free = max(0, size - self._free), max(0, self._free - size)
+        self._room.take(size)
+        self.held += size
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next event of the request, with room for what it brings. Raises :class:`LimitExceeded`."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self.take(len(message["body"]))
+        return message
 
 
 async def send_response(
@@ -157,3 +168,18 @@ async def send_error(send: ASGISendCallable, error: HyphaError, headers: Headers
     if error.status == 401:
         extra.append((b"www-authenticate", b"Bearer"))
     await send_json(send, error.status, {"success": False, "detail": str(error)}, extra)
+
+
+async def wrong_method(scope: HTTPScope, send: ASGISendCallable, detail: str) -> None:
+    """Answer what is neither GET nor POST where both are: 204 for OPTIONS, otherwise 405 with *detail*."""
+    allow = [(b"allow", b"GET, POST, OPTIONS")]
+    if scope["method"] == "OPTIONS":
+        await send({"type": "http.response.start", "status": 204, "headers": allow})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    else:
+        await send_json(send, 405, {"success": False, "detail": detail}, allow)
+
+
+def media_type(scope: HTTPScope) -> str:
+    """The type of the body, without its parameters, in lower case."""
+    return header(scope, b"content-type").partition(";")[0].strip().lower()

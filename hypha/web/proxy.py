@@ -23,18 +23,22 @@ from hypha.web.http import (
     JSON,
     MSGPACK,
     BodyRoom,
+    RoomForOne,
     base_url,
     bearer_token,
     cancel_when_gone,
     header,
+    media_type,
     send_error,
-    send_json,
     send_response,
+    wrong_method,
 )
 from hypha.web.lookup import Caller, Target, parameters, plain_value, resolve
 from hypha.web.streaming import items, send_stream
 from hypha.wire import values
 from hypha.wire.calls import encode_value
+
+_METHODS = "a function is called with GET and query parameters, or with POST and a map of arguments"
 
 
 class Proxy:
@@ -49,13 +53,24 @@ class Proxy:
     ) -> None:
         """Answer one request. When the client leaves, the call is forgotten (``decisions.md`` 21)."""
         if scope["method"] not in {"GET", "POST"}:
-            await _wrong_method(scope, send)
+            await wrong_method(scope, send, _METHODS)
             return
+        with self._room.request(receive) as room:
+            await self._answer(target, scope, room, receive, send)
+
+    async def _answer(
+        self,
+        target: Target,
+        scope: HTTPScope,
+        room: RoomForOne,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+    ) -> None:
         as_msgpack = _wants_msgpack(scope)
-        async with self._room.request(receive) as receive_body, trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
             try:
                 principal = self._broker.authenticate(bearer_token(scope))
-                arguments = await read_arguments(scope, receive_body, self._broker.limits)
+                arguments = await read_arguments(scope, room, self._broker.limits)
                 nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
                 service, caller = resolve(self._broker, target, principal, arguments.mode)
                 value = await self._call(service, target.keys, caller, arguments, base_url(scope, scope["root_path"]))
@@ -101,18 +116,8 @@ class Proxy:
         return json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
 
 
-async def _wrong_method(scope: HTTPScope, send: ASGISendCallable) -> None:
-    allow = [(b"allow", b"GET, POST, OPTIONS")]
-    if scope["method"] == "OPTIONS":
-        await send({"type": "http.response.start", "status": 204, "headers": allow})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-    else:
-        detail = "a function is called with GET and query parameters, or with POST and a map of arguments"
-        await send_json(send, 405, {"success": False, "detail": detail}, allow)
-
-
 def _wants_msgpack(scope: HTTPScope) -> bool:
-    kind = header(scope, b"content-type").partition(";")[0].strip().lower()
+    kind = media_type(scope)
     return kind == "application/msgpack" or "application/msgpack" in header(scope, b"accept").lower()
 
 

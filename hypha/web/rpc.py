@@ -36,10 +36,11 @@ from hypha.web.http import (
     bearer_token,
     cancel_when_gone,
     header,
+    media_type,
     read_body,
     send_error,
-    send_json,
     send_response,
+    wrong_method,
 )
 from hypha.web.upgrade import parse_query
 from hypha.web.ws import (
@@ -62,6 +63,7 @@ _MAX_CONTROL = 1000  # bytes of a message for the server alone; those of clients
 #: What the published Python client's HTTP library writes.
 _PYTHON_CLIENT = "python-httpx/"
 _PING = {"type": "ping"}
+_METHODS = "open the stream of a client with GET, send its messages with POST"
 
 
 class StreamTransport:
@@ -214,7 +216,7 @@ class Rpc:
             elif scope["method"] == "POST":
                 await self._take(query, scope, receive, send)
             else:
-                await _wrong_method(send)
+                await wrong_method(scope, send, _METHODS)
         except HyphaError as exc:
             logger.log(logging.INFO if scope["method"] == "GET" else logging.DEBUG, "refused a client: %s", exc)
             await send_error(send, exc)
@@ -284,15 +286,15 @@ class Rpc:
     ) -> None:
         """Route one message, or answer one for the server alone. The 200 says that it has been taken."""
         session, transport = self._recognize(query, scope)  # before anything of the body is read
-        async with self._bodies.request(receive) as receive:
-            body = await read_body(scope, receive, self._broker.limits, message=True)
+        with self._bodies.request(receive) as room:
+            body = await read_body(scope, room.receive, self._broker.limits, message=True)
             if not body:
                 raise ProtocolViolation("the request has no body; post one message")
             if not session.open:  # it may have been superseded meanwhile
                 session, transport = self._recognize(query, scope)
             with transport.request() as ended:
                 if not self._answer(session, body):
-                    await self._route(session, transport, body, receive)
+                    await self._route(session, transport, body, room.receive)
             if ended.cancelled_caught:
                 raise InvalidArgument("the client's stream ended while its message waited")
         await send_response(send, 200, MSGPACK, b"")
@@ -343,7 +345,7 @@ def _cookie(scope: HTTPScope, name: str) -> str | None:
     for pair in header(scope, b"cookie").replace(",", ";").split(";"):
         key, _, value = pair.strip().partition("=")
         if key == name:
-            if header(scope, b"content-type").partition(";")[0].strip().lower() != MSGPACK.decode():
+            if media_type(scope) != MSGPACK.decode():
                 raise UnsupportedContent(f"post messages as {MSGPACK.decode()}")
             return value
     return None
@@ -357,8 +359,3 @@ def _control_type(body: bytes) -> object:
         return unpack_body(body).get("type")
     except ProtocolViolation:
         return None
-
-
-async def _wrong_method(send: ASGISendCallable) -> None:
-    detail = "open the stream of a client with GET, send its messages with POST"
-    await send_json(send, 405, {"success": False, "detail": detail}, [(b"allow", b"GET, POST, OPTIONS")])

@@ -89,7 +89,7 @@ class Upgrade:
 
     async def _shake_hands(self, stream: trio.abc.Stream, early: bytes, **connection: Any) -> None:
         limits = self._broker.limits
-        codec = Codec(limits.header_bytes)
+        codec = Codec(limits.header_bytes, "header_bytes")
         ending: Closed | None = Closed(
             1008, f"no authentication came within handshake_seconds = {limits.handshake_seconds:g}", by_peer=False
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -54,6 +55,8 @@ class WebsocketTransport:
         #: The last frame may have gone out in part: nothing can follow it.
         self.torn = False
         self.heard_at = self.pinged_at = trio.current_time()
+        #: trio time at which the greeting was out, from when on a client is expected to listen.
+        self.greeted_at = math.inf
         self._held: trio.Event | None = None
         self._nursery = nursery
         self._read_size = _READ_SIZE
@@ -82,7 +85,7 @@ class WebsocketTransport:
             await self.stream.send_all(self.codec.text(text))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
-        self.torn = False
+        self.torn, self.greeted_at = False, trio.current_time()
         return True
 
     def write_now(self, buffers: Sequence[Buffer]) -> int:
@@ -256,7 +259,7 @@ class Connection:
     def sweep(self, now: float) -> None:
         """Once a second: ping, and end what is silent or stalled (``decisions.md`` 8 and 9)."""
         limits, transport, outbox = self.broker.limits, self.transport, self.session.outbox
-        if transport.is_held and now - transport.pinged_at > ARRIVAL_SECONDS:
+        if transport.is_held and now - transport.greeted_at > ARRIVAL_SECONDS:
             transport.release()
         name, patience = "silence_seconds", limits.silence_seconds
         if self.session.inbound:

@@ -49,6 +49,7 @@ def check_body(frame: Frame) -> None:
     """Raise :class:`ProtocolViolation` unless the body of *frame* is absent or may pass."""
     if not frame.is_clean:
         without_reserved(unpack_body(_without_long_bytes(frame.body)))
+        frame.is_clean = True  # it may be routed again, when there was no room
 
 
 def _without_long_bytes(body: Buffer) -> Buffer:

@@ -286,7 +286,7 @@ async def test_a_hundred_calls_run_at_once_and_the_next_is_rejected(live: Scene)
 
 
 async def test_the_bytes_of_calls_that_run_are_bounded(live: Scene) -> None:
-    """Exactly so many, and not one byte more; but one call runs always."""
+    """The call that exceeds them still runs, whatever its size; the next one does not."""
     release = trio.Event()
 
     async def wait(call: ServerCall, data: bytes) -> int:
@@ -299,11 +299,11 @@ async def test_the_bytes_of_calls_that_run_are_bounded(live: Scene) -> None:
     a.call("workspace-manager", "services.test.wait", bytes(1000), session="first")
     room = 3 * a.session.server_call_bytes
     server.limits = replace(server.limits, server_call_bytes_per_peer=room)
-    for name, size in (("second", 1000), ("over", 1001), ("third", 1000)):
+    for name, size in (("second", 1000), ("over", 1001), ("next", 0)):
         a.call("workspace-manager", "services.test.wait", bytes(size), session=name)
     await wait_all_tasks_blocked()
     assert a.errors() == [f"RuntimeError: the calls that run hold server_call_bytes_per_peer = {room} bytes; wait"]
-    assert a.session.server_call_bytes == room
+    assert a.session.server_call_bytes == room + 1
     release.set()
     await wait_all_tasks_blocked()
     assert a.session.server_call_bytes == 0
@@ -718,6 +718,16 @@ async def test_a_large_call_reaches_the_server_in_parts(style: str, live: Scene)
     assert (await a.message_for("s9"))["args"] == [b"y" * 5000]
     assert not a.session.chunks.messages
     assert a.session.chunks.size == 0
+    at_rest(live)
+
+
+async def test_a_call_in_parts_may_be_larger_than_the_room_for_calls(live: Scene) -> None:
+    """As one that is whole: it runs within the call that says that it is complete."""
+    a = live.join("lab/a")
+    live.broker.server.limits = replace(live.broker.server.limits, server_call_bytes_per_peer=3000)
+    header = {"type": "method", "to": "x", "method": "services.default.echo", "session": "s9"}
+    await send_in_parts(a, pack_message(header, {"args": [b"y" * 5000], "promise": "*"}), style="B")
+    assert (await a.message_for("s9"))["args"] == [b"y" * 5000]
     at_rest(live)
 
 

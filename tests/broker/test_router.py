@@ -623,6 +623,10 @@ async def test_parts_that_wait_for_their_turn_are_bounded_for_all_targets_of_a_s
         a.cache(target.name, "set", "k", 1, early, False, session=f"early{number}")
     assert a.errors() == ["RuntimeError: too many parts of messages came before their turn"]
     assert [target.session.chunk_peek.early_bytes(a.session) for target in targets] == [8_000_000] * 4 + [0]
+    stranger = scene.join("lab/stranger")
+    a.cache(stranger.name, "set", "k", 1, early, False, session="unknown")
+    assert len(a.errors()) == 1
+    assert stranger.session not in a.session.known_by  # nothing is kept of the one about the other
     b.cache(targets[0].name, "create", "other", False)
     b.cache(targets[0].name, "set", "other", 1, early, False)  # another's parts are counted apart
     assert b.received() == []

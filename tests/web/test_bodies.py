@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import msgpack
@@ -32,7 +32,14 @@ MULTIPART = (
 def read(body: bytes, content_type: str = "", encoding: str = "") -> Arguments:
     headers = [(b"content-type", content_type.encode()), (b"content-encoding", encoding.encode())]
     scope = cast(HTTPScope, {"headers": [item for item in headers if item[1]]})
-    return trio.run(body_arguments, scope, body, LIMITS, lambda texts: texts[0] if len(texts) == 1 else texts)
+    return read_as(scope, body, LIMITS)
+
+
+def read_as(scope: HTTPScope, body: bytes, limits: Limits) -> Arguments:
+    def parameter(texts: list[str]) -> Any:
+        return texts[0] if len(texts) == 1 else texts
+
+    return trio.run(body_arguments, scope, body, limits, parameter, lambda size: None)
 
 
 @pytest.mark.parametrize(
@@ -161,4 +168,4 @@ def test_a_body_that_could_hold_millions_of_values_is_refused_by_its_punctuation
 
 def read_large(body: bytes, content_type: str) -> Arguments:
     scope = cast(HTTPScope, {"headers": [(b"content-type", content_type.encode())]})
-    return trio.run(body_arguments, scope, body, Limits(), lambda texts: texts[0])
+    return read_as(scope, body, Limits())

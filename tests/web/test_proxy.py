@@ -335,6 +335,33 @@ async def test_the_bodies_of_all_calls_are_bounded_together(tmp_path: Path, auto
         assert (await place.call("show", method="POST", headers=JSON, body=body(free + 100_001))).status == 429
 
 
+async def test_what_a_body_inflates_to_takes_room_too(tmp_path: Path, autojump_clock: MockClock) -> None:
+    free, limits = 64 * 1024, Limits(http_bodies_bytes=100_000)
+    async with memory_stack(Config(data_dir=tmp_path, limits=limits)) as stack:
+        place = await a_place(stack)
+        packed = JSON | {"Content-Encoding": "gzip"}
+
+        def body(size: int) -> tuple[bytes, int]:
+            small = gzip.compress(b'{"a": "' + b"x" * (size - 9) + b'"}')
+            return small, len(small)
+
+        running = stack.connect()
+        path = f"/{place.provider.workspace}/services/svc/never"
+        first, size = body(free + 60_000)
+        await running.send_all(request_bytes(path, "POST", packed, first))
+        await trio.testing.wait_all_tasks_blocked()
+        left = 100_000 - (60_000 + size)
+        fitting = body(free + left)[1]
+        for count, status in ((free + left - fitting, 200), (free + left + 1, 429)):
+            answer = await place.call("show", method="POST", headers=packed, body=body(count)[0])
+            assert answer.status == status
+        assert "http_bodies_bytes = 100000 are taken by other requests" in answer.detail
+        await trio.aclose_forcefully(running)
+        await trio.testing.wait_all_tasks_blocked()
+        large = body(free + 99_000)[0]
+        assert (await place.call("show", method="POST", headers=packed, body=large)).status == 200
+
+
 async def test_a_body_that_is_not_read_takes_no_room(tmp_path: Path, autojump_clock: MockClock) -> None:
     """GET has no use for one: it is dropped as it comes, and neither fails the call nor those of others."""
     async with memory_stack(Config(data_dir=tmp_path, limits=Limits(http_bodies_bytes=1000))) as stack:

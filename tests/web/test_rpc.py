@@ -277,6 +277,8 @@ async def test_it_is_served_below_the_base_path(path: str, tmp_path: Path, autoj
 async def test_other_methods_are_refused(autojump_clock: MockClock, stack: MemoryStack) -> None:
     answer = await http(stack, target(client_id="a"), "DELETE")
     assert (answer.status, answer.headers["allow"]) == (405, "GET, POST, OPTIONS")
+    answer = await http(stack, target(client_id="a"), "OPTIONS")
+    assert (answer.status, answer.headers["allow"]) == (204, "GET, POST, OPTIONS")
 
 
 # --- who may come in, and who may post ------------------------------------------------------------------------------
