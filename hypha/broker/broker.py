@@ -22,17 +22,11 @@ from hypha.broker.login import DESCRIPTION, Login
 from hypha.broker.manager import BUILT_IN
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
 from hypha.broker.own import Visit
-from hypha.broker.registry import (
-    Parked,
-    Registration,
-    Registry,
-    Suspended,
-    Workspace,
-    parse_registration,
-    registrations,
-)
+from hypha.broker.registration import Registration, parse_registration, registrations
+from hypha.broker.registry import Registry, Workspace
 from hypha.broker.router import Router
 from hypha.broker.session import PeerSession
+from hypha.broker.suspended import Parked, Suspended
 from hypha.broker.tokens import Resumption, Tokens, new_user_id
 from hypha.config import Config, Limits
 from hypha.errors import (

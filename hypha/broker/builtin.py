@@ -23,7 +23,8 @@ from hypha.broker.manager import (
     own_workspace,
     workspace_settings,
 )
-from hypha.broker.registry import not_found_hint, parse_registration, registrations
+from hypha.broker.registration import parse_registration, registrations
+from hypha.broker.registry import not_found_hint
 from hypha.broker.session import PeerSession, Service
 from hypha.broker.tokens import legacy_form
 from hypha.errors import InvalidArgument, NotFound, PermissionDenied, ServiceNotFound

@@ -20,7 +20,8 @@ from hypha.broker.info import built_in_info, service_info
 from hypha.broker.issuing import issue
 from hypha.broker.journal import JournalFunctions
 from hypha.broker.manager import BUILT_IN, DEFAULT, Manager, Run, as_map
-from hypha.broker.registry import not_found_hint, parse_registration
+from hypha.broker.registration import parse_registration
+from hypha.broker.registry import not_found_hint
 from hypha.broker.selection import choose
 from hypha.broker.service_types import ServiceTypeFunctions
 from hypha.broker.session import PeerSession, Service

@@ -19,7 +19,8 @@ from hypha.wire import values
 from hypha.wire.address import PUBLIC_WORKSPACE, Address
 
 if TYPE_CHECKING:
-    from hypha.broker.registry import Registration, Registry
+    from hypha.broker.registration import Registration
+    from hypha.broker.registry import Registry
     from hypha.broker.session import Service, Session
 
 

@@ -16,15 +16,15 @@ from hypha.broker.access import Action, Principal, may
 from hypha.broker.events import publish
 from hypha.broker.info import service_info
 from hypha.broker.journal import Journal
-from hypha.broker.kept import pack
+from hypha.broker.registration import Registration, registrations, require_within
 from hypha.broker.service_types import ServiceTypes
 from hypha.broker.session import Offer, PeerSession, Service, Session, gone_text
+from hypha.broker.suspended import Parked
 from hypha.config import RESERVED_NAMES, Limits
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, PeerGone
 from hypha.wire.address import PUBLIC_WORKSPACE, Address, check_name
 
 _WORKSPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~|-]*")
-_HIDDEN = ("built-in", "_rintf_")
 _LOOKED_AT_ONCE = 100  # services: a fraction of a millisecond
 _LISTED_BYTES = 200  # of a list, for each service beside its description: ids and names of fields
 _NEAR_NAMES = 100
@@ -78,75 +78,6 @@ class Workspace:
         """Every service that is offered here now."""
         offered = (member.services.values() for member in self.members.values())
         return itertools.chain(self.own_services.values(), *offered)
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What a client says of one of its services, *size* bytes. *since*: its age when it was registered before."""
-
-    id: str
-    name: str
-    type: str
-    config: dict[str, Any]
-    description: str | None
-    since: int | None = None
-    size: int = 0
-    docs: Any = None
-    app_id: str = "*"
-    schema: dict[str, Any] | None = None
-
-    @property
-    def is_hidden(self) -> bool:
-        """Whether it is not for others to find (``protocol.md`` 3.3 and 5.6): built-in, or of one callback."""
-        return self.id.startswith(_HIDDEN) or self.config.get("_local_only") is True
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Parked:
-    """A suspended session: registrations as data, for as long as it may come back (``decisions.md`` 12)."""
-
-    address: Address
-    identity: str
-    principal_id: str
-    registrations: tuple[Registration, ...]
-    since: float
-    until: float
-    subscriptions: frozenset[str] = frozenset()
-
-
-class Suspended:
-    """All parked sessions, the oldest first, so that none of the work grows with their number."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._all: dict[Parked, None] = {}
-        self._by_principal: dict[str, dict[Parked, None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def add(self, parked: Parked) -> list[Parked]:
-        """Enter *parked*. Returns those that there is no room for any more."""
-        own = self._by_principal.setdefault(parked.principal_id, {})
-        self._all[parked] = own[parked] = None
-        if len(own) > self._limits.suspended_per_principal:
-            return [next(iter(own))]
-        if len(self._all) > self._limits.suspended_sessions:
-            return [next(iter(self._all))]
-        return []
-
-    def discard(self, parked: Parked) -> None:
-        """Take *parked* out, if it is in."""
-        if parked in self._all:
-            del self._all[parked]
-            own = self._by_principal[parked.principal_id]
-            del own[parked]
-            if not own:
-                del self._by_principal[parked.principal_id]
-
-    def expired(self, now: float) -> list[Parked]:
-        """Those whose time is over: all wait equally long, so they are the first ones."""
-        return list(itertools.takewhile(lambda parked: parked.until <= now, self._all))
 
 
 class Registry:
@@ -241,7 +172,7 @@ class Registry:
             raise PeerGone(gone_text(session.address))
         entries = {entry.id: entry for entry in registrations if not entry.is_hidden}
         self._require_free(session, entries)
-        _require_within(self.limits, entries.values())
+        require_within(self.limits, entries.values())
         before = session.services
         home = session.address.workspace
         for service in before.values():
@@ -265,7 +196,7 @@ class Registry:
         self._require_free(session, [entry.id])
         before = session.services.get(entry.id)
         others = [other for other in registrations(session) if other.id != entry.id]
-        _require_within(self.limits, [*others, entry])
+        require_within(self.limits, [*others, entry])
         if before is None:
             self._require_singleton(session, entry)
         else:
@@ -428,86 +359,10 @@ def not_found_hint(names: list[str]) -> str:
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-def _require_within(limits: Limits, entries: Collection[Registration]) -> None:
-    if len(entries) > limits.services_per_session:
-        raise LimitExceeded(f"more than services_per_session = {limits.services_per_session} services")
-    for entry in entries:
-        if entry.size > limits.description_bytes:
-            what = f"the description of service {entry.id[:200]!r}"
-            raise LimitExceeded(f"{what} is larger than description_bytes = {limits.description_bytes}")
-    most = limits.descriptions_bytes_per_session
-    if sum(entry.size for entry in entries) > most:
-        raise LimitExceeded(f"the descriptions of all services are larger than descriptions_bytes_per_session = {most}")
-
-
-def parse_registration(entry: object, client: str) -> Registration:
-    """Check one service description of a client (``protocol.md`` 5.2). Raises :class:`InvalidArgument`."""
-    if not isinstance(entry, dict):
-        raise InvalidArgument("a service description must be a map")
-    full_id = entry.get("id")
-    if not isinstance(full_id, str):
-        raise InvalidArgument("a service description needs an 'id'")
-    owner, _, service_id = full_id.rpartition("/")[2].rpartition(":")
-    if owner not in {"", client}:
-        raise InvalidArgument(f"service id {full_id[:200]!r} does not belong to client {client!r}")
-    config = entry.get("config")
-    if config is None:
-        config = {}
-    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
-        raise InvalidArgument(f"the config of service {full_id[:200]!r} must be a map")
-    checked, name = check_name("service id", service_id), _text(entry, "name") or service_id
-    kind, description = _text(entry, "type") or "generic", _text(entry, "description")
-    docs, app_id = entry.get("docs"), _text(entry, "app_id") or "*"
-    schema = _schema(entry.get("service_schema"), service_id)
-    size = _size([name, kind, config, description]) + sum(_size(item) for item in (docs, schema) if item is not None)
-    return Registration(checked, name, kind, config, description, size=size, docs=docs, app_id=app_id, schema=schema)
-
-
-def registrations(session: PeerSession) -> tuple[Registration, ...]:
-    """The services of *session* as data, with their age: whoever comes back as the same client keeps it."""
-    return tuple(
-        Registration(
-            service.id,
-            service.name,
-            service.type,
-            service.config,
-            service.description,
-            service.since,
-            service.size,
-            service.docs,
-            service.app_id,
-            service.schema,
-        )
-        for service in session.services.values()
-    )
-
-
 def _most_open(workspace: str, services: Collection[Service]) -> Offer:
     visibility = "unlisted" if any(service.visibility != "protected" for service in services) else "protected"
     return Offer(workspace, visibility, frozenset().union(*(service.authorized_workspaces for service in services)))
 
 
-def _schema(value: object, service_id: str) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise InvalidArgument(f"the schema of service {service_id[:200]!r} must be a map of function names")
-    return value
-
-
-def _size(described: object) -> int:
-    """Bytes of a description as msgpack. Raises :class:`InvalidArgument` for one that no list could hold."""
-    return len(pack(described))
-
-
 def _texts(value: object) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-
-def _text(entry: dict[str, Any], key: str) -> str | None:
-    value = entry.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise InvalidArgument(f"{key!r} of a service must be text")
-    return value

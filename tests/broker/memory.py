@@ -18,7 +18,8 @@ import trio
 
 from hypha.broker.access import Level, Principal
 from hypha.broker.broker import Admission, Broker, Credentials
-from hypha.broker.registry import Registration, Workspace
+from hypha.broker.registration import Registration
+from hypha.broker.registry import Workspace
 from hypha.broker.session import PeerSession
 from hypha.config import Config, Limits
 from hypha.wire.dialect import LEGACY, Dialect

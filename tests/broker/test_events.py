@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from hypha.broker.broker import Credentials
 from hypha.broker.events import subscribe, unsubscribe
-from hypha.broker.registry import Registration
+from hypha.broker.registration import Registration
 from hypha.config import Limits
 from hypha.errors import InvalidArgument, LimitExceeded, PermissionDenied
 from hypha.wire.dialect import MODERN

@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from hypha.broker.access import Level, Principal
 from hypha.broker.broker import Credentials
 from hypha.broker.own import Visit
-from hypha.broker.registry import Registration
+from hypha.broker.registration import Registration
 from hypha.config import Limits
 from hypha.errors import Conflict, InvalidArgument
 from hypha.wire.dialect import LEGACY, LEGACY_JAVASCRIPT, MODERN, MODERN_JAVASCRIPT, Dialect

@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hypha.broker.access import Action, Level
 from hypha.broker.broker import Credentials
-from hypha.broker.registry import Registration
+from hypha.broker.registration import Registration
 from hypha.wire.dialect import MODERN
 from tests.broker.managing import MANAGER, ask, is_written, refused
 from tests.broker.memory import LOGIN, SERVER_ID, Peer, Rejected, Scene

@@ -9,7 +9,8 @@ import trio
 
 from hypha.broker.access import Level, Principal
 from hypha.broker.broker import Credentials
-from hypha.broker.registry import Registration, Registry, Workspace, not_found_hint, parse_registration, registrations
+from hypha.broker.registration import Registration, parse_registration, registrations
+from hypha.broker.registry import Registry, Workspace, not_found_hint
 from hypha.config import Limits
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, PeerGone
 from hypha.wire.address import Address

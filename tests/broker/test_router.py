@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypha.broker.access import Level, Principal
-from hypha.broker.registry import Registration
+from hypha.broker.registration import Registration
 from hypha.config import Limits
 from hypha.errors import ProtocolViolation
 from hypha.wire.dialect import LEGACY_JAVASCRIPT, MODERN
