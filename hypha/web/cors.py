@@ -24,6 +24,8 @@ import re
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
 
+from hypha.web.http import Headers
+
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 MAX_AGE_SECONDS = 600
 
@@ -33,7 +35,6 @@ DEFAULT_HEADERS = b"Authorization, Content-Type, Range"
 #: Headers that a page may read besides those that it always may.
 EXPOSED_HEADERS = b"Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After"
 
-Headers = list[tuple[bytes, bytes]]
 
 #: What browsers send: ``null``, or scheme, host and perhaps a port. Nothing else is echoed.
 _ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^\s/?#@\"'<>\\,]+")

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hypha.config import MIB, Mount
-from hypha.web import static
+from hypha.web import conditional, static
 from hypha.web.static import CHUNK_BYTES, StaticMounts, content_type
 from tests.web.asgi_client import HttpApp, exchange, http_scope, loopback, request
 
@@ -674,7 +674,7 @@ async def test_conditions(app: HttpApp, conditions: dict[str, str], status: int)
 @example(text="Wed, 01 Jan {} 00:00:00 GMT", number=10**20)
 @example(text="Wed, 01 Jan 0001 00:00:00 +{}", number=2359)
 def test_no_date_is_an_error(text: str, number: int) -> None:
-    seconds = static._seconds(text.replace("{}", str(number)))
+    seconds = conditional._seconds(text.replace("{}", str(number)))
     assert seconds is None or isinstance(seconds, float)
 
 
@@ -756,7 +756,7 @@ async def test_a_download_resumes_only_in_the_same_version(app: HttpApp, conditi
 @given(asked=st.from_regex(r"bytes=[0-9]{0,3}-[0-9]{0,3}(,[0-9]-)?", fullmatch=True), size=st.integers(0, 300))
 def test_a_range_is_inside_the_file_or_refused(asked: str, size: int) -> None:
     scope = http_scope("/x", headers={"Range": asked})
-    status, part = static._part(scope, static._Version('"x"', 0), size)
+    status, part = conditional.part_of(scope, conditional.Version('"x"', 0), size)
     assert 0 <= part.start <= part.stop <= size or not part
     assert part or status == 416 or size == 0
     assert status == 206 or part in (range(size), range(0))
