@@ -74,7 +74,7 @@ async def open_home(port: int) -> AsyncIterator[Home]:
         hold = Held()
 
         async def visit(address: str) -> str:
-            return str(await peer.call(address, "services.work.hello", name="home"))
+            return str(await peer.call(address, "services.job.hello", name="home"))
 
         service: Map = {
             "id": "soak",

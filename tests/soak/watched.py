@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from abc import ABCMeta
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,8 +44,11 @@ def holdings() -> dict[str, Any]:
     rss = _resident()
     gc.unfreeze()  # what the start has made can grow, too
     for item in gc.get_objects():
+        # What is remembered to be faster is bounded, and not a leak.
         if isinstance(item, functools._lru_cache_wrapper):
-            item.cache_clear()  # what is remembered to be faster is bounded, and not a leak
+            item.cache_clear()
+        elif isinstance(item, ABCMeta):
+            item._abc_caches_clear()  # type: ignore[attr-defined]
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
