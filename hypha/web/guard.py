@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
@@ -363,11 +363,40 @@ class GuardedServer(TCPServer):
 #: Where an application writes, in the state of its lifespan, how many connections may be open at once, and where it
 #: puts the :class:`Turnstile` through which they come in.
 CONNECTIONS, TURNSTILE = "hypha.connections", "hypha.turnstile"
+#: Where an application puts a function that takes the :class:`Door` when connections are accepted from now on.
+OPENED = "hypha.opened"
 
 
-async def _serve_listeners(handler: Any, listeners: Any, *, handler_nursery: trio.Nursery) -> NoReturn:
+class Door:
+    """The server as it is open now. *sockets*: where it listens."""
+
+    def __init__(
+        self, handler: Callable[[trio.abc.Stream], Awaitable[object]], sockets: Sequence[Any], nursery: trio.Nursery
+    ) -> None:
+        """*handler* serves one connection. Its tasks run in *nursery*, with those of all other connections."""
+        self.sockets = tuple(sockets)
+        self._handler = handler
+        self._nursery = nursery
+
+    async def connect(self) -> trio.SocketStream:
+        """A connection of this process to its own server, which needs no address and no permission of a firewall."""
+        ours, theirs = trio.socket.socketpair()
+        self._nursery.start_soon(self._serve, trio.SocketStream(theirs))
+        return trio.SocketStream(ours)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        try:
+            await self._handler(stream)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+
+async def _serve_listeners(handler: Any, listeners: list[Any], *, handler_nursery: trio.Nursery) -> NoReturn:
     # The last argument that Hypercorn has prepared for each of its servers is a copy of the state of the lifespan.
-    limit = handler.args[-1].get(CONNECTIONS)
+    state = handler.args[-1]
+    if OPENED in state:
+        state[OPENED](Door(handler, [listener.socket for listener in listeners], handler_nursery))
+    limit = state.get(CONNECTIONS)
     if limit is None:
         await trio.serve_listeners(handler, listeners, handler_nursery=handler_nursery)
     await serve_bounded(handler, listeners, handler_nursery=handler_nursery, limit=limit)
