@@ -1,0 +1,1 @@
+"""What starts with the server: read from a file, run, checked and supervised."""
