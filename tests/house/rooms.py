@@ -41,7 +41,8 @@ ARROWS: dict[str, Set[str]] = {
     "hypercorn_command": _ASSEMBLED | {"worker"},
     "server": _ASSEMBLED | {"worker", "hypercorn_command"},
     "__main__": {"server"},
-    "testing": _ASSEMBLED | {"client"},
+    "testing": _ASSEMBLED | {"client", "worker"},
+    "pytest_plugin": {"testing"},
 }
 
 #: Room -> the distributions outside the standard library that it may import.
@@ -55,7 +56,8 @@ FOREIGN: dict[str, Set[str]] = {
     "client": {"trio", "trio_websocket"},
     "aio": {"trio"},
     "sync": {"trio"},
-    "testing": {"trio"},
+    "testing": {"hypercorn", "trio"},
+    "pytest_plugin": {"pytest"},
     "assembly": {"quart_trio", "trio"},
     "worker": {"hypercorn", "trio"},
     "hypercorn_command": {"trio"},

@@ -125,6 +125,7 @@ RULES = (
         {
             "broker/endpoint.py": 1,  # the call boundary of the server's own functions
             "lazy.py": 1,  # the start of the application
+            "testing.py": 1,  # the same, told to the test that opened the server
             "web/guard.py": 1,  # one connection
             "web/proxy.py": 1,  # the call boundary of HTTP
             "worker.py": 1,  # the process
@@ -153,6 +154,8 @@ RULES = (
             "broker/endpoint.py": 1,  # calls of the server's own services
             "broker/modern.py": 1,  # pings of all clients of a workspace, which end within the call that asks for them
             "broker/outbox.py": 1,  # the writer of a full socket
+            "testing.py": 1,  # a connection in memory, in the nursery of Hypercorn's
+            "web/guard.py": 1,  # a connection of the server's own programs, in the nursery of Hypercorn's
             "web/ws.py": 1,  # the connection
             "web/rpc.py": 3,  # a stream: its writer, its server calls; and a message of its client that waits for room
             "web/proxy.py": 1,  # a call over HTTP, forgotten when its client goes away

@@ -1,4 +1,4 @@
-"""The whole server for tests: Hypercorn with our guard around the real assembly.
+"""The whole server for tests of its inside: what :func:`hypha.testing.open_server` opens, with a view into it.
 
 In memory, where a mock clock may jump: :func:`memory_stack`. On the loopback, with sockets: :func:`loopback_stack`.
 Both hand out plain trio streams, so that one client speaks to either (:mod:`tests.web.wires`).
@@ -6,73 +6,45 @@ Both hand out plain trio streams, so that one client speaks to either (:mod:`tes
 
 from __future__ import annotations
 
-import logging
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, cast
 
-import hypercorn.trio
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as Settings
-from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework, ConnectionState
+from hypercorn.typing import ASGIFramework
 from trio.testing import lockstep_stream_one_way_pair, memory_stream_one_way_pair
 
-from hypha.assembly import Assembly, build
+from hypha.assembly import Assembly
 from hypha.broker.broker import Broker
 from hypha.config import Config
+from hypha.testing import LiveServer, MemoryDoor, MemoryEnd, open_server
 from hypha.web.guard import GuardedServer
+from hypha.worker import _settings
 
 #: Real seconds that one test of the stack may take.
 DEADLINE = 20.0
 
 
-class _Socket:
-    """What Hypercorn asks of a socket."""
-
-    family = socket.AF_INET
-
-    def getpeername(self) -> tuple[str, int]:
-        return ("127.0.0.1", 50000)
-
-    def getsockname(self) -> tuple[str, int]:
-        return ("127.0.0.1", 9527)
-
-
-class ServerEnd(trio.abc.HalfCloseableStream):
+class ServerEnd(MemoryEnd):
     """The server's end of a connection in memory. Counts the calls of ``send_all``."""
 
     def __init__(self, sends: trio.abc.SendStream, receives: trio.abc.ReceiveStream) -> None:
-        self.socket = _Socket()
+        super().__init__(sends, receives)
         self.writes = 0
         self.closed = trio.Event()
-        self._sends = sends
-        self._receives = receives
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self.writes += 1
-        await self._sends.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._sends.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        await self._sends.aclose()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._receives.receive_some(max_bytes)
+        await super().send_all(data)
 
     async def aclose(self) -> None:
         self.closed.set()
-        try:
-            await self._sends.aclose()
-        finally:
-            await self._receives.aclose()
+        await super().aclose()
 
 
 def connection(*, lockstep: bool = False) -> tuple[trio.StapledStream[Any, Any], ServerEnd]:
@@ -84,20 +56,51 @@ def connection(*, lockstep: bool = False) -> tuple[trio.StapledStream[Any, Any],
 
 @dataclass
 class MemoryStack:
-    """A server without sockets. *clients* holds the tasks of clients; they end before the server does."""
+    """A server without sockets. *clients* holds the tasks of clients; they end before the server does.
 
-    assembly: Assembly
+    *app* serves the connections to come in the place of the server's own application.
+    """
+
+    server: LiveServer
     clients: trio.Nursery
-    context: WorkerContext
-    settings: Settings
-    servers: trio.Nursery
-    state: dict[str, Any]
     ends: list[ServerEnd] = field(default_factory=list)
     app: ASGIFramework | None = None
 
     @property
+    def assembly(self) -> Assembly:
+        return self.server._assembly
+
+    @property
     def broker(self) -> Broker:
         return the_broker(self.assembly)
+
+    @property
+    def door(self) -> MemoryDoor:
+        assert isinstance(self.server._door, MemoryDoor)
+        return self.server._door
+
+    @property
+    def servers(self) -> trio.Nursery:
+        """Where the connections are served."""
+        return self.door._nursery
+
+    @property
+    def settings(self) -> Settings:
+        return cast(Settings, self._prepared[1])
+
+    @property
+    def context(self) -> WorkerContext:
+        return cast(WorkerContext, self._prepared[2])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the connections to come are told of the lifespan."""
+        return cast(dict[str, Any], self._prepared[3])
+
+    @property
+    def _prepared(self) -> tuple[Any, ...]:
+        """All but the last argument of the server of one connection: application, settings, context, state."""
+        return cast("partial[Any]", self.door._handler).args
 
     def connect(self, *, lockstep: bool = False) -> trio.StapledStream[Any, Any]:
         """A new connection. With *lockstep* the server's writes wait until the client has read them."""
@@ -107,10 +110,12 @@ class MemoryStack:
         return client
 
     async def serve(self, end: trio.abc.Stream) -> None:
-        """Serve one connection, as ``trio.serve_listeners`` would have Hypercorn do it."""
-        app = ASGIWrapper(self.app or cast(ASGIFramework, self.assembly))
+        """Serve one connection."""
+        if self.app is None:
+            await self.door.serve(end)
+            return
         try:
-            await GuardedServer(app, self.settings, self.context, ConnectionState(self.state), end).run()
+            await GuardedServer(ASGIWrapper(self.app), self.settings, self.context, self.state, end).run()
         finally:
             await trio.aclose_forcefully(end)
 
@@ -119,8 +124,8 @@ class MemoryStack:
 
     async def shut_down(self) -> None:
         """What Hypercorn does at its end, up to the wait for the connections."""
-        await self.context.terminated.set()
-        self.servers.cancel_scope.deadline = trio.current_time() + self.settings.graceful_timeout
+        self.server.shut_down()
+        await self.context.terminated.wait()
 
 
 def the_broker(assembly: Assembly) -> Broker:
@@ -129,32 +134,62 @@ def the_broker(assembly: Assembly) -> Broker:
 
 
 def settings_for(config: Config) -> Settings:
-    """Hypercorn's settings as the worker makes them, as far as they matter in memory."""
-    settings = Settings()
-    settings.graceful_timeout = config.limits.drain_seconds
-    settings.errorlog = logging.getLogger("hypercorn.error")
-    settings.include_server_header = False
-    settings.h11_max_incomplete_size = 32768
-    return settings
+    """Hypercorn's settings as the worker makes them, without sockets."""
+    return _settings(config, [])
 
 
 @asynccontextmanager
 async def memory_stack(config: Config) -> AsyncIterator[MemoryStack]:
     """Serve *config* in memory. Leaving it shuts the server down as Hypercorn does."""
-    assembly, settings = build(config), settings_for(config)
-    state: dict[str, Any] = {}
-    lifespan = Lifespan(ASGIWrapper(cast(ASGIFramework, assembly)), settings, state)
-    async with trio.open_nursery() as root:
-        await root.start(lifespan.handle_lifespan)
-        await lifespan.wait_for_startup()
-        async with trio.open_nursery() as servers:
+    async with open_server(memory=True, **_arguments(config)) as server, trio.open_nursery() as clients:
+        yield MemoryStack(server, clients)
+        clients.cancel_scope.cancel()
+
+
+@dataclass
+class LoopbackStack:
+    """A server behind a socket. *port* is where it listens."""
+
+    server: LiveServer
+    clients: trio.Nursery
+    streams: list[trio.abc.HalfCloseableStream] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    @property
+    def broker(self) -> Broker:
+        return the_broker(self.server._assembly)
+
+    async def open(self) -> trio.abc.HalfCloseableStream:
+        stream = await self.server.open_stream()
+        self.streams.append(stream)
+        return stream
+
+    async def shut_down(self) -> None:
+        self.server.shut_down()
+
+
+@asynccontextmanager
+async def loopback_stack(config: Config) -> AsyncIterator[LoopbackStack]:
+    """Serve *config* on a free port of the loopback."""
+    with trio.fail_after(DEADLINE):
+        async with open_server(**_arguments(config)) as server:
             async with trio.open_nursery() as clients:
-                stack = MemoryStack(assembly, clients, WorkerContext(None), settings, servers, state)
+                stack = LoopbackStack(server, clients)
                 yield stack
                 clients.cancel_scope.cancel()
-            await stack.shut_down()
-        await lifespan.wait_for_shutdown()
-        root.cancel_scope.cancel()
+            for stream in stack.streams:
+                await trio.aclose_forcefully(stream)
+
+
+def _arguments(config: Config) -> dict[str, Any]:
+    """*config* as :func:`open_server` takes it; it chooses a port itself."""
+    return {item.name: getattr(config, item.name) for item in fields(config) if item.name != "port"}
+
+
+Stack = MemoryStack | LoopbackStack
 
 
 class Steps(trio.abc.Instrument):
@@ -195,48 +230,3 @@ def per_turn(number: Callable[[], int]) -> Iterator[PerTurn]:
         yield watch
     finally:
         trio.lowlevel.remove_instrument(watch)
-
-
-@dataclass
-class LoopbackStack:
-    """A server behind a socket. *port* is where it listens."""
-
-    assembly: Assembly
-    clients: trio.Nursery
-    port: int
-    stop: trio.Event
-    streams: list[trio.SocketStream] = field(default_factory=list)
-
-    @property
-    def broker(self) -> Broker:
-        return the_broker(self.assembly)
-
-    async def open(self) -> trio.SocketStream:
-        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
-        self.streams.append(stream)
-        return stream
-
-    async def shut_down(self) -> None:
-        self.stop.set()
-
-
-@asynccontextmanager
-async def loopback_stack(config: Config) -> AsyncIterator[LoopbackStack]:
-    """Serve *config* with ``hypercorn.trio.serve`` on a free port of the loopback."""
-    assembly, settings, stop = build(config), settings_for(config), trio.Event()
-    settings.bind = ["127.0.0.1:0"]
-    settings.loglevel = "warning"
-    serve = partial(hypercorn.trio.serve, cast(ASGIFramework, assembly), settings, shutdown_trigger=stop.wait)
-    with trio.fail_after(DEADLINE):
-        async with trio.open_nursery() as nursery:
-            urls: list[str] = await nursery.start(partial(serve, mode="asgi"))
-            async with trio.open_nursery() as clients:
-                stack = LoopbackStack(assembly, clients, int(urls[0].rpartition(":")[2]), stop)
-                yield stack
-                clients.cancel_scope.cancel()
-            for stream in stack.streams:
-                await trio.aclose_forcefully(stream)
-            stop.set()
-
-
-Stack = MemoryStack | LoopbackStack
