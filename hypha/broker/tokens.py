@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,6 +20,9 @@ from hypha.wire.address import Address
 _ISSUER = "hypha"
 _LEGACY_MARK = "@imjoy@"
 _CLOCK_SKEW = 30  # seconds
+#: In front of the id of a token that lives as long as a program; no other id holds a colon.
+_LIVING = "life:"
+_LIVING_SECONDS = 10 * 365 * 86400.0  # a token says when it expires: later than any program ends
 _USER_ID_LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _USER_ID_SIZE = 22
 
@@ -50,6 +53,7 @@ class Tokens:
         self._decoded = lru_cache(_DECODED_TOKENS)(self._decode)
         self._limits = limits or Limits()
         self._revocations = Revocations(self._limits)
+        self._living: set[str] = set()
 
     def issue(self, principal: Principal, *, expires_in: float) -> str:
         """A token that proves *principal* for *expires_in* seconds. Plain JWT; :func:`legacy_form` marks it.
@@ -60,6 +64,20 @@ class Tokens:
             limit = self._limits.token_depth
             raise LimitExceeded(f"token_depth = {limit} tokens were issued one through the other; begin with the first")
         return self._sign(principal, "access", expires_in)
+
+    def issue_living(self, principal: Principal) -> tuple[str, str]:
+        """A token that is good until :meth:`end` is told its id, which comes with it.
+
+        What is issued through it ends with it. Another process refuses it, even one with the same key: that these are
+        good is known in memory alone, so that no crash leaves one behind.
+        """
+        token_id = _LIVING + secrets.token_urlsafe(12)
+        self._living.add(token_id)
+        return self._sign(principal, "access", _LIVING_SECONDS, token_id=token_id), token_id
+
+    def end(self, token_id: str) -> None:
+        """Let the token of :meth:`issue_living` be refused from now on, and whatever was issued through it."""
+        self._living.discard(token_id)
 
     def issue_resumption(self, resumption: Resumption, *, expires_in: float) -> str:
         """A token with which a client comes back as the same client."""
@@ -82,18 +100,32 @@ class Tokens:
         It is remembered until the token would have expired, and counts against *owner*. Raises
         :class:`LimitExceeded`.
         """
+        if principal.tokens[-1].startswith(_LIVING):
+            self.end(principal.tokens[-1])
+            return
         assert principal.expires_at is not None, "it was proved by a token, which ends"
         self._revocations.add(principal.tokens[-1], owner, principal.expires_at + _CLOCK_SKEW)
 
     def is_revoked(self, principal: Principal) -> bool:
         """Whether *principal* came with a token that was revoked since."""
-        return self._revocations.touch(principal.tokens)
+        return self._has_ended(principal.tokens)
 
     def sweep(self) -> None:
         """Forget the revoked tokens that have expired."""
         self._revocations.forget(self._clock())
 
-    def _sign(self, principal: Principal, use: str, expires_in: float, extra: Mapping[str, str] | None = None) -> str:
+    def _has_ended(self, ids: Collection[str]) -> bool:
+        ended = any(token.startswith(_LIVING) and token not in self._living for token in ids)
+        return ended or self._revocations.touch(ids)
+
+    def _sign(
+        self,
+        principal: Principal,
+        use: str,
+        expires_in: float,
+        extra: Mapping[str, str] | None = None,
+        token_id: str | None = None,
+    ) -> str:
         now = self._clock()
         scope = [f"ws:{name}#{level.letter}" for name, level in principal.grants.items()]
         if principal.home is not None:
@@ -104,7 +136,7 @@ class Tokens:
             "sub": principal.id,
             "iat": int(now),
             "exp": int(now + expires_in),
-            "jti": secrets.token_urlsafe(12),
+            "jti": token_id or secrets.token_urlsafe(12),
             "via": list(principal.tokens),
             "use": use,
             "scope": " ".join(scope),
@@ -124,7 +156,7 @@ class Tokens:
             raise NotAuthenticated("the token has expired; generate a new one")
         if claims.get("use") != use:
             raise NotAuthenticated("the token is not meant for this use")
-        if self._revocations.touch([*claims.get("via", ()), str(claims.get("jti"))]):
+        if self._has_ended([*claims.get("via", ()), str(claims.get("jti"))]):
             raise NotAuthenticated("the token was revoked; generate a new one")
         return claims
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hypha.broker.access import Level, Principal
 from hypha.broker.tokens import Resumption, Tokens, legacy_form, new_user_id
+from hypha.config import Limits
 from hypha.errors import NotAuthenticated
 from hypha.wire.address import Address, check_name
 from tests.broker.memory import EPOCH, KEY
@@ -210,6 +211,50 @@ def test_no_text_is_a_token_by_chance(text: str) -> None:
 
 def test_every_token_is_another(tokens: Tokens) -> None:
     assert tokens.issue(USER, expires_in=100) != tokens.issue(USER, expires_in=100)
+
+
+def test_a_token_for_a_programs_life_is_good_until_it_is_ended(tokens: Tokens, clock: Clock) -> None:
+    token, token_id = tokens.issue_living(USER)
+    clock.now = EPOCH + 5 * 365 * 86400
+    holder = tokens.verify(token)
+    assert (holder.id, holder.grants, tokens.is_revoked(holder)) == (USER.id, USER.grants, False)
+    tokens.end(token_id)
+    assert tokens.is_revoked(holder)
+    assert refused_as_revoked(tokens, token)
+    tokens.end(token_id)  # again, which changes nothing
+
+
+def test_what_was_issued_through_a_programs_token_ends_with_it(tokens: Tokens) -> None:
+    token, token_id = tokens.issue_living(USER)
+    other = tokens.issue_living(USER)[0]
+    through = tokens.issue(tokens.verify(token), expires_in=100)
+    resumption = tokens.issue_resumption(Resumption(Address("lab", "c"), tokens.verify(token), "i"), expires_in=100)
+    tokens.end(token_id)
+    assert refused_as_revoked(tokens, through)
+    with pytest.raises(NotAuthenticated, match="the token was revoked"):
+        tokens.verify_resumption(resumption)
+    assert tokens.verify(other).id == USER.id
+
+
+def test_another_process_refuses_a_programs_token(tokens: Tokens, clock: Clock) -> None:
+    token, _ = tokens.issue_living(USER)
+    through = tokens.issue(tokens.verify(token), expires_in=100)
+    after_a_crash = Tokens(KEY, clock)
+    assert refused_as_revoked(after_a_crash, token)
+    assert refused_as_revoked(after_a_crash, through)
+    assert after_a_crash.verify(tokens.issue(USER, expires_in=100)).id == USER.id
+
+
+def test_a_programs_token_can_be_revoked_like_others_and_nothing_is_kept_of_it(clock: Clock) -> None:
+    tokens = Tokens(KEY, clock, Limits(revoked_tokens=1))
+    for _ in range(5):
+        token, _ = tokens.issue_living(USER)
+        tokens.revoke(tokens.verify(token), "somebody")
+        assert refused_as_revoked(tokens, token)
+
+
+def refused_as_revoked(tokens: Tokens, text: str) -> bool:
+    return refused(tokens, text) == "the token was revoked; generate a new one"
 
 
 def test_the_claims_that_clients_read_are_where_they_look(tokens: Tokens) -> None:
