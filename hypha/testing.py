@@ -74,18 +74,25 @@ async def open_server(
     :func:`hypha.web.guard.install` replaces. So ``limits.connections`` does not hold when it is for more connections
     than the process may have descriptors for.
     """
+    raised: BaseException | None = None
     alone: BaseException | None = None
     with tempfile.TemporaryDirectory(prefix="hypha-") if data_dir is None else nullcontext(data_dir) as directory:
         server = LiveServer(Config(data_dir=Path(directory), **{"port": 0, **config}))
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(server._serve, memory)
-                yield server
+                try:
+                    yield server
+                except BaseException as error:
+                    raised = error
+                    raise
                 server.shut_down()
         except BaseExceptionGroup as group:
-            if len(group.exceptions) > 1:
+            _, errors = group.split(trio.Cancelled)
+            if errors is None or len(errors.exceptions) > 1:
                 raise
-            alone = group.exceptions[0]
+            # Of a group that the block raised, trio makes another one.
+            alone = raised if isinstance(raised, Exception) else errors.exceptions[0]
     if alone is not None:
         raise alone
 
@@ -125,7 +132,7 @@ class LiveServer:
         In memory what is sent waits for no reader, and takes no time.
         """
         if isinstance(self._door, MemoryDoor):
-            return self._door.open()
+            return cast(trio.abc.HalfCloseableStream, await self._door.connect())
         return await trio.open_tcp_stream(self.host, self.port)
 
     def token(self, workspace: str = "public", level: str = "admin", *, expires_in: float = _TOKEN_SECONDS) -> str:
@@ -224,8 +231,11 @@ class LiveServer:
         try:
             await self._assembly(scope, receive, watched)
         except Exception as error:  # whatever it is: Hypercorn would only log it, and go on without the application
-            self._failure = _alone(error)
-            raise LifespanFailureError("lifespan", str(error)) from error
+            reason = _reason(error)
+            if not isinstance(reason, Exception):
+                raise reason from None  # a cancellation
+            self._failure = reason
+            raise LifespanFailureError("lifespan", str(reason)) from error
 
     def _open(self, told: Callable[[guard.Door], None] | None, on_open: Callable[[], None], door: guard.Door) -> None:
         self._door = door
@@ -244,10 +254,8 @@ class MemoryDoor(guard.Door):
         self.closed = False
 
     async def connect(self) -> Any:  # no socket's stream, but used as one
-        return self.open()
-
-    def open(self) -> trio.abc.HalfCloseableStream:
         """The client's end of a new connection. Raises ConnectionRefusedError when the server is closed."""
+        await trio.lowlevel.checkpoint()
         if self.closed:
             raise ConnectionRefusedError("the server is closed")
         ours, theirs = memory_stream_pair()
@@ -301,8 +309,13 @@ class MemoryEnd(trio.abc.HalfCloseableStream):
             await self._receives.aclose()
 
 
-def _alone(error: Exception) -> Exception:
-    """What is in a group of one, of one, of one."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+def _reason(error: BaseException) -> BaseException:
+    """The one error that *error* is about: what is in a group of one, and what Quart had when it told of a failure.
+
+    Quart tells of a cancellation as it does of errors.
+    """
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    if isinstance(error, LifespanFailureError) and error.__context__ is not None:
+        return _reason(error.__context__)
     return error

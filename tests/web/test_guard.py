@@ -514,6 +514,67 @@ def test_the_tested_hypercorn_is_taken(found: str, monkeypatch: pytest.MonkeyPat
     guard.install()
 
 
+# --- the door -------------------------------------------------------------------------------------------------
+
+
+def door_of(stack: Stack) -> guard.Door:
+    """Through which the programs of the server's own process come in."""
+    assert stack.server._door is not None
+    return stack.server._door
+
+
+async def test_requests_come_in_by_the_door(loopback: LoopbackStack) -> None:
+    async with await door_of(loopback).connect() as stream:
+        for _ in range(2):
+            assert (await exchange(stream, "/health/liveness")).status == 200
+
+
+async def test_websockets_come_in_by_the_door(loopback: LoopbackStack) -> None:
+    async with neighbour(loopback), await door_of(loopback).connect() as stream:
+        socket = await upgrade(stream, "/ws?client_id=a", glued=echo_call("x" * 60_000))
+        answer = await socket.receive()
+        assert isinstance(answer, bytes)
+        assert decode(answer)[1]["args"] == ["x" * 60_000]
+
+
+async def test_who_came_by_the_door_is_told_of_the_end(loopback: LoopbackStack) -> None:
+    async with await door_of(loopback).connect() as stream:
+        socket = await upgrade(stream, "/ws?client_id=a", glued=echo_call("x"))
+        await socket.receive()
+        await loopback.shut_down()
+        assert await socket.closed() == Closed(1012, "the server is restarting")
+
+
+async def test_who_leaves_by_the_door_is_gone(loopback: LoopbackStack) -> None:
+    door = door_of(loopback)
+    before = len(door._nursery.child_tasks)
+    for count in range(3):
+        async with await door.connect() as stream:
+            await stream.send_all(LIVENESS[: 10 * count])
+            await stream.send_eof()
+            await read_to_end(stream)
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(door._nursery.child_tasks) == before
+    assert (await http(loopback, "/health/liveness")).status == 200
+
+
+async def test_errors_at_the_door_stay_there(loopback: LoopbackStack) -> None:
+    async with neighbour(loopback), await door_of(loopback).connect() as stream:
+        await stream.send_all(b"\0 of glass\r\n\r\n")
+        assert (await read_to_end(stream)).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_the_door_tells_where_the_server_listens(loopback: LoopbackStack) -> None:
+    (sock,) = door_of(loopback).sockets
+    assert sock.getsockname() == ("127.0.0.1", loopback.port)
+
+
+async def test_a_door_that_nobody_asked_for(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    """In memory there is one, too, through which come the streams of tests."""
+    async with await door_of(stack).connect() as stream:
+        assert (await exchange(stream, "/health/liveness")).status == 200
+
+
 # --- the take-over --------------------------------------------------------------------------------------------
 
 
