@@ -35,6 +35,7 @@ from tests.house.steps import ROOT
 RUN = {
     "README.md": {"install", "client-install", "worker", "client", "curl"},
     "docs/tutorial.md": {"worker", "caller", "curl", "protected-worker", "protected-caller"},
+    "docs/testing.md": {"ini", "hello", "memory", "conftest", "fixture"},  # tests/test_testing.py
     "docs/how-to.md": {"mounts", "limit", "javascript", "login", "hypercorn"},
 }
 

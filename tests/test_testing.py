@@ -25,6 +25,7 @@ from hypha.errors import ConfigError, Conflict, InvalidArgument
 from hypha.testing import LiveServer, open_server
 from hypha.web import guard
 from tests.house import processes
+from tests.house.examples import examples
 from tests.house.leaks import Snapshot
 from tests.web.stack import LoopbackStack, Steps, memory_stack
 from tests.web.wires import Closed, Rejected, attach, exchange, join, request_bytes, upgrade
@@ -419,23 +420,13 @@ async def test_the_application_is_told_of_the_door(memory: bool, monkeypatch: py
 # --- with pytest ----------------------------------------------------------------------------------------------
 
 
-CONFTEST = 'pytest_plugins = ["hypha.pytest_plugin"]\n'
-MEMORY = """
-import pytest
-
-@pytest.fixture
-def hypha_options():
-    return {"memory": True, "base_path": "/lab"}
-"""
+PLUGIN = 'pytest_plugins = ["hypha.pytest_plugin"]\n'
 USER_TEST = """
 import pytest
-import trio
 
 @pytest.mark.trio
-async def test_it(hypha_server, autojump_clock):
-    assert hypha_server.url == "http://hypha.test/lab"
-    async with await hypha_server.open_stream() as stream:
-        await trio.sleep(100000)
+async def test_it(hypha_server):
+    assert hypha_server.port
 
 @pytest.mark.trio
 async def test_it_fails(hypha_server):
@@ -444,10 +435,32 @@ async def test_it_fails(hypha_server):
 
 
 @pytest.mark.slow
-async def test_the_fixture(nursery: trio.Nursery, tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text(CONFTEST + MEMORY)
+async def test_the_fixture_without_options(nursery: trio.Nursery, tmp_path: Path) -> None:
+    """And without pytest-trio's own mode."""
+    (tmp_path / "conftest.py").write_text(PLUGIN)
     (tmp_path / "test_it.py").write_text(USER_TEST)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]
-    result = await processes.run(nursery, command, cwd=tmp_path, seconds=60)
+    result = await pytest_in(nursery, tmp_path)
     assert "1 failed, 1 passed" in result.stdout, result
-    assert "AssertionError: assert 'http://hypha.test/lab' == ''" in result.stdout
+    assert "AssertionError: assert 'http://127.0.0.1:" in result.stdout
+
+
+@pytest.mark.slow
+async def test_the_page_as_it_stands(nursery: trio.Nursery, tmp_path: Path) -> None:
+    """``docs/testing.md``: the configuration of pytest, every test, and the fixture."""
+    page = examples("docs/testing.md")
+    (tmp_path / "pytest.ini").write_text(page["ini"])
+    (tmp_path / "conftest.py").write_text(page["conftest"])
+    for name in ("hello", "memory", "fixture"):
+        (tmp_path / f"test_{name}.py").write_text(page[name])
+    result = await pytest_in(nursery, tmp_path)
+    assert "3 passed" in result.stdout, result
+
+
+def test_the_page_begins_with_ten_lines() -> None:
+    assert len([line for line in examples("docs/testing.md")["hello"].splitlines() if line]) <= 10
+
+
+async def pytest_in(nursery: trio.Nursery, path: Path) -> processes.Result:
+    """Run the tests in *path*, in which a warning is an error."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]
+    return await processes.run(nursery, command, cwd=path, seconds=60)
