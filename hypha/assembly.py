@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 from quart_trio import QuartTrio
 
+from hypha.banner import say
 from hypha.broker.broker import Broker
 from hypha.config import Config
+from hypha.errors import ConfigError
+from hypha.launch.host import BrokerHost
+from hypha.launch.launcher import Launcher
+from hypha.launch.plan import LaunchPlan, read_plan
+from hypha.launch.supervisor import LaunchFailed
+from hypha.lazy import Unservable
 from hypha.store import open_data_dir
 from hypha.web import guard, listing, login
 from hypha.web.front import Front
@@ -32,7 +40,12 @@ class Assembly:
     """
 
     def __init__(self, config: Config) -> None:
+        """Raises :class:`hypha.errors.ConfigError` for what is to start with the server and cannot."""
         self.config = config
+        self._plan = _read_plan(config)
+        self._launcher: Launcher | None = None
+        self._door: guard.Door | None = None
+        self._opened = trio.Event()
         self.is_ready = False
         self._rooms: Rooms | None = None
         self._nursery: trio.Nursery | None = None
@@ -47,8 +60,9 @@ class Assembly:
 
     @property
     def services_loaded(self) -> bool:
-        """Nothing starts with the server yet, so all of it has."""
-        return self.is_ready
+        """Whether everything that starts with the server is ready, or there is nothing of the kind."""
+        loaded = self._plan.is_empty or (self._launcher is not None and self._launcher.loaded)
+        return self.is_ready and loaded
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One ASGI call."""
@@ -66,6 +80,8 @@ class Assembly:
             state = scope.setdefault("state", {})
             state[guard.CONNECTIONS] = self.config.limits.connections
             state[guard.TURNSTILE] = self._rooms.connections.turnstile
+            if not self._plan.is_empty:
+                state[guard.OPENED] = self._on_opened
             app: Any = self._app
             await app(scope, receive, send)
 
@@ -84,6 +100,24 @@ class Assembly:
         self.is_ready = False
         self._open_rooms().connections.say_goodbye("the server is restarting")
 
+    def _on_opened(self, door: guard.Door) -> None:
+        self._door = door
+        self._opened.set()
+
+    async def _launch(self) -> None:
+        """Start what starts with the server when it can be reached, and keep it (C-START-2)."""
+        await self._opened.wait()
+        assert self._door is not None
+        rooms = self._open_rooms()
+        host = BrokerHost(rooms.broker, self._door.sockets, say)
+        self._launcher = Launcher(self._plan, host, self.config.environ)
+        try:
+            await self._launcher.run()
+        except* LaunchFailed as failures:
+            self.is_ready = False
+            rooms.connections.say_goodbye("the server is ending")
+            raise Unservable("\n".join(map(str, _leaves(failures)))) from None
+
     async def _start(self) -> None:
         await self._app.nursery.start(self._run)
 
@@ -93,6 +127,8 @@ class Assembly:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(_sweep, rooms)
+                if not self._plan.is_empty:
+                    nursery.start_soon(self._launch)
                 self.is_ready = True
                 task_status.started()
                 await self._stop.wait()
@@ -113,6 +149,21 @@ class Rooms:
     broker: Broker
     connections: Connections
     front: Front
+
+
+def _read_plan(config: Config) -> LaunchPlan:
+    plan = read_plan(config.services_config, config.startup_functions)
+    if plan.modules:
+        raise ConfigError("module entries are not supported yet")
+    return plan
+
+
+def _leaves(group: BaseExceptionGroup[LaunchFailed]) -> Iterator[LaunchFailed]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def _build_rooms(config: Config, app: QuartTrio, key: bytes) -> Rooms:
@@ -137,6 +188,9 @@ async def _sweep(rooms: Rooms) -> None:
 
 
 def build(config: Config) -> Assembly:
-    """The ASGI application of one server. Raises :class:`hypha.errors.ConfigError` for an untested Hypercorn."""
+    """The ASGI application of one server.
+
+    Raises :class:`hypha.errors.ConfigError` for an untested Hypercorn, and for a services file that cannot be used.
+    """
     guard.install()
     return Assembly(config)

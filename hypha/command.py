@@ -25,6 +25,7 @@ from hypha.config import (
     parse_origins,
     parse_port,
     parse_public_base_url,
+    parse_services_config,
 )
 from hypha.errors import ConfigError
 
@@ -39,8 +40,6 @@ REFUSED: dict[str, tuple[int | str, str]] = {
     "--redis-uri": (1, "servers are not joined through Redis here: one server keeps its state in its --data-dir"),
     "--triton-servers": ("+", "Triton is not proxied here; offer the model from a Python program that connects"),
     "--enable-server-apps": (0, f"running browser apps on the server {_OWN_PROGRAM}"),
-    "--services-config": (1, f"starting services from a file {_OWN_PROGRAM}"),
-    "--startup-functions": ("+", f"running functions at the start {_OWN_PROGRAM}"),
     "--enable-s3": (0, _NO_STORE),
     "--endpoint-url": (1, _NO_STORE),
     "--endpoint-url-public": (1, _NO_STORE),
@@ -116,6 +115,7 @@ def _build_parser(defaults: Config) -> _Parser:
     parser.add_argument("--version", action="version", version=f"hypha {__version__}")
     _add_address_options(parser, defaults)
     _add_serving_options(parser, defaults)
+    _add_start_options(parser)
     _add_process_options(parser)
     for flag, (values, _) in (REFUSED | NEEDLESS).items():
         if values == 0:
@@ -149,6 +149,18 @@ def _add_serving_options(parser: argparse.ArgumentParser, defaults: Config) -> N
     )
     group.add_argument("--data-dir", metavar="DIR", help=f"what survives a restart (now {defaults.data_dir})")
     group.add_argument("--limit", metavar="NAME=VALUE", action="append", help="set one limit; several times")
+
+
+def _add_start_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what starts with the server")
+    group.add_argument("--services-config", metavar="FILE", help="services to start, in YAML: programs and functions")
+    group.add_argument(
+        "--startup-functions",
+        metavar="FILE:FUNCTION",
+        nargs="+",
+        action="extend",
+        help="functions to run, of a file or a module; several values, and several times",
+    )
 
 
 def _add_process_options(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +206,10 @@ def _to_config(options: argparse.Namespace, defaults: Config) -> Config:
         values["data_dir"] = parse_data_dir(options.data_dir)
     if options.limit is not None:
         values["limits"] = parse_limits(dict(_split_limit(text) for text in options.limit), defaults.limits)
+    if options.services_config is not None:
+        values["services_config"] = parse_services_config(options.services_config)
+    if options.startup_functions is not None:
+        values["startup_functions"] = tuple(options.startup_functions)
     if options.log_level is not None:
         values["log_level"] = parse_log_level(options.log_level)
     return replace(defaults, **values)

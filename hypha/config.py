@@ -30,6 +30,17 @@ RESERVED_NAMES = frozenset(
 #: First path segments that no mount may take. ``public`` is a workspace, and a mount would hide its services.
 _NOT_MOUNTED = RESERVED_NAMES | {"public"}
 
+#: What programs that start with the server see of its environment. The rest is the server's own business: among it may
+#: be secrets. An entry of the services file adds what its program needs beyond this.
+PASSED_ON = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMP", "TEMP", "TERM"}
+    | {"VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "LD_LIBRARY_PATH", "DISPLAY"}
+    | {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}
+    | {"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"}
+    | {"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"}
+)
+PASSED_ON_PREFIXES = ("LC_", "XDG_", "CUDA_", "NVIDIA_")
+
 #: What a browser sends as Origin: scheme, host and perhaps a port.
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -172,6 +183,9 @@ class Config:
 
     *base_path* is empty or begins with a slash and does not end with one. *public_base_url* is told to clients
     as information (``protocol.md`` 1.1); without it they are told the address that they connected to.
+    *services_config* is a file that can be read, and *startup_functions* are ``module_or_file:function``; what they
+    hold is checked by the process that serves. *environ* is what the programs that start with the server see of the
+    environment (:data:`PASSED_ON`); it says where the server runs, not what it is told.
     """
 
     host: str = "127.0.0.1"
@@ -184,12 +198,17 @@ class Config:
     follow_symlinks: bool = False
     allow_origins: tuple[str, ...] = ("*",)
     log_level: str = "info"
+    services_config: Path | None = None
+    startup_functions: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    environ: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> str:
         """One line of JSON from which :meth:`from_json` builds an equal configuration."""
         document = {item.name: getattr(self, item.name) for item in fields(self)}
         document["data_dir"] = str(self.data_dir)
+        document["services_config"] = None if self.services_config is None else str(self.services_config)
+        document["environ"] = dict(self.environ)
         document["static_mounts"] = [[mount.path, str(mount.directory)] for mount in self.static_mounts]
         document["limits"] = {item.name: getattr(self.limits, item.name) for item in fields(Limits)}
         return json.dumps(document)
@@ -201,6 +220,9 @@ class Config:
         document["data_dir"] = Path(document["data_dir"])
         document["static_mounts"] = tuple(Mount(path, Path(name)) for path, name in document["static_mounts"])
         document["allow_origins"] = tuple(document["allow_origins"])
+        document["startup_functions"] = tuple(document["startup_functions"])
+        if document["services_config"] is not None:
+            document["services_config"] = Path(document["services_config"])
         document["limits"] = Limits(**document["limits"])
         return cls(**document)
 
@@ -211,14 +233,15 @@ class Config:
         Reads ``HYPHA_HOST``, ``HYPHA_PORT``, ``HYPHA_BASE_PATH``, ``HYPHA_PUBLIC_BASE_URL``, ``HYPHA_DATA_DIR``,
         ``HYPHA_STATIC_MOUNTS`` (separated by spaces or line ends; one that holds spaces in quotes),
         ``HYPHA_LISTING``, ``HYPHA_FOLLOW_SYMLINKS``,
-        ``HYPHA_ALLOW_ORIGINS`` (separated by commas), ``HYPHA_LOG_LEVEL`` and ``HYPHA_LIMIT_<NAME>``. They are
+        ``HYPHA_ALLOW_ORIGINS`` (separated by commas), ``HYPHA_LOG_LEVEL``, ``HYPHA_SERVICES_CONFIG``,
+        ``HYPHA_STARTUP_FUNCTIONS`` (separated like the mounts) and ``HYPHA_LIMIT_<NAME>``. They are
         also the defaults of the command line. An empty one counts as absent. Raises :class:`ConfigError`.
         """
         prefix = "HYPHA_"
         set_ones = {name: text for name, text in environ.items() if name.startswith(prefix) and text}
         given = {name[len(prefix) :].lower(): text for name, text in set_ones.items()}
         limits = {name[len("limit_") :]: text for name, text in given.items() if name.startswith("limit_")}
-        values: dict[str, Any] = {"limits": parse_limits(limits)}
+        values: dict[str, Any] = {"limits": parse_limits(limits), "environ": _passed_on(environ)}
         if given.get("host"):
             values["host"] = given["host"]
         if given.get("public_base_url"):
@@ -232,7 +255,11 @@ class Config:
         if given.get("data_dir"):
             values["data_dir"] = parse_data_dir(given["data_dir"])
         if given.get("static_mounts"):
-            values["static_mounts"] = parse_mounts(_split_mounts(given["static_mounts"]), Path.cwd())
+            values["static_mounts"] = parse_mounts(_split("HYPHA_STATIC_MOUNTS", given["static_mounts"]), Path.cwd())
+        if given.get("services_config"):
+            values["services_config"] = parse_services_config(given["services_config"])
+        if given.get("startup_functions"):
+            values["startup_functions"] = tuple(_split("HYPHA_STARTUP_FUNCTIONS", given["startup_functions"]))
         for name in ("listing", "follow_symlinks"):
             if given.get(name):
                 values[name] = _parse_flag(f"HYPHA_{name.upper()}", given[name])
@@ -302,11 +329,26 @@ def parse_data_dir(text: str) -> Path:
     return Path(expanded)
 
 
-def _split_mounts(text: str) -> list[str]:
+def parse_services_config(text: str) -> Path:
+    """A file that can be read; what it holds is checked by the process that serves. Raises :class:`ConfigError`."""
+    path = Path(os.path.expanduser(text))
+    try:
+        with open(path, "rb"):
+            return path
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"the services file {text!r} cannot be read ({reason})") from None
+
+
+def _passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in environ.items() if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)}
+
+
+def _split(name: str, text: str) -> list[str]:
     """Split at white space, except in quotes. A backslash means itself: it separates directories on Windows."""
     lexer = shlex.shlex(text, posix=True, punctuation_chars="")
     lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
     try:
         return list(lexer)
     except ValueError:
-        raise ConfigError(f"HYPHA_STATIC_MOUNTS={text!r}: a quote is not closed") from None
+        raise ConfigError(f"{name}={text!r}: a quote is not closed") from None

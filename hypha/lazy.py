@@ -19,10 +19,18 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why the application cannot start or go on: a line for people, and the exit code that says it to programs."""
+    """Why the application cannot start or go on: a line for people, and the exit code that says it to programs.
+
+    *final*: another start would end in the same way. So would every one with the code 2.
+    """
 
     text: str
     code: int
+    final: bool = False
+
+
+class Unservable(HyphaError):
+    """Something that must be there is not, whoever serves. Ends the server with exit code 1."""
 
 
 class LazyApp:
@@ -76,6 +84,9 @@ def explain(error: BaseException) -> Failure:
     for leaf in known:
         if isinstance(leaf, ConfigError):
             return Failure(str(leaf), 2)
+    for leaf in known:
+        if isinstance(leaf, Unservable):
+            return Failure(str(leaf), 1, final=True)
     return Failure(str(known[0] if known else internal_error(error)), 1)
 
 

@@ -2,7 +2,8 @@
 
 Standard library only; it never imports the application, so nothing that a peer sends can hurt it. The worker is
 told what to do through a socket pair: first the configuration, one line of JSON; then ``drain`` or ``stop``.
-It answers ``ready``. When one end of the pair closes, the process that held it has ended.
+It answers ``ready``, and before it ends ``failed`` when another worker would fail in the same way. When one end of the
+pair closes, the process that held it has ended.
 
 Signals: the first SIGTERM or SIGINT lets the worker finish, the second ends it at once. SIGHUP replaces the worker:
 the old one stops accepting (connects wait in the backlog of the sockets, which stay open here), finishes and ends;
@@ -50,6 +51,7 @@ class Worker:
         """Start the process. Raises OSError when the system has no room for one."""
         fds = [sock.fileno() for sock in sockets]
         self.ready_at: float | None = None
+        self.failed = False
         self.control, theirs = socket.socketpair()
         with theirs, signals_blocked():
             # The child inherits the mask: no signal to the whole group reaches it before it is prepared.
@@ -67,12 +69,15 @@ class Worker:
         with suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             self.control.sendall(line.encode() + b"\n")
 
-    def hear(self) -> bytes:
-        """What the worker has said; empty when it has closed its end."""
+    def hear(self) -> list[str] | None:
+        """What the worker has said since the last time; None when it has closed its end."""
         try:
-            return self.control.recv(64)
+            said = self.control.recv(64)
+        except BlockingIOError:
+            return []
         except ConnectionResetError:
-            return b""
+            return None
+        return said.decode().splitlines() if said else None
 
     def ending(self) -> str:
         """How the process ended, in words."""
@@ -141,16 +146,23 @@ class Parent:
             self._selector.register(worker.control, selectors.EVENT_READ, lambda: self._on_message(worker))
 
     def _on_message(self, worker: Worker) -> None:
-        message = worker.hear()
-        if not message:
+        messages = worker.hear()
+        if messages is None:
             self._selector.unregister(worker.control)
-        elif message == b"ready\n":
-            worker.ready_at = time.monotonic()
-            if self._announced:
-                say(f"back after {worker.ready_at - self._away_since:.1f} s")
-            else:
-                self._announced = True
-                announce(self._config, self._sockets, worker.ready_at - self._away_since)
+            return
+        for message in messages:
+            if message == "failed":
+                worker.failed = True
+            elif message == "ready":
+                self._on_ready(worker)
+
+    def _on_ready(self, worker: Worker) -> None:
+        worker.ready_at = time.monotonic()
+        if self._announced:
+            say(f"back after {worker.ready_at - self._away_since:.1f} s")
+        else:
+            self._announced = True
+            announce(self._config, self._sockets, worker.ready_at - self._away_since)
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGHUP and (not self._terminal or _has_terminal()):
@@ -193,13 +205,14 @@ class Parent:
             return
         self._worker = self._kill_at = None
         with suppress(KeyError):  # its end of the pair was seen closed already
+            self._on_message(worker)  # its last words
             self._selector.unregister(worker.control)
         worker.control.close()
         self._on_exit(worker)
 
     def _on_exit(self, worker: Worker) -> None:
         code = worker.process.returncode
-        if worker.ready_at is None and code in {FAILED, MISUSED}:
+        if (worker.ready_at is None or worker.failed) and code in {FAILED, MISUSED}:
             self._code = code  # the worker has said why
         elif self._stops:
             self._code = STOPPED

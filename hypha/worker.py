@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -30,7 +31,7 @@ from hypha.banner import say
 from hypha.config import KIB, MIB, Config
 from hypha.lazy import Failure, LazyApp, explain
 from hypha.listen import BACKLOG
-from hypha.parent import FAILED, ORDERING_SIGNALS, SHUTDOWN_SECONDS, STOP_SECONDS, STOPPED
+from hypha.parent import FAILED, MISUSED, ORDERING_SIGNALS, SHUTDOWN_SECONDS, STOP_SECONDS, STOPPED
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -53,7 +54,8 @@ class Server:
         self._fds = fds
         self._on_ready = on_ready
         self._app = LazyApp(partial(build, config), self._on_failure)
-        self._failure: Failure | None = None
+        #: Why it ended, when that was not what it was told to do.
+        self.failure: Failure | None = None
         self._draining = trio.Event()
         self._scope = trio.CancelScope()
         self._ready = False
@@ -66,12 +68,12 @@ class Server:
         except Exception as error:  # noqa: BLE001  the edge of the process: everything is told here, in one line
             # A start that was given up has failed, as far as Quart and Hypercorn know.
             given_up = self._draining.is_set() and not self._ready
-            if not given_up and self._failure is None:
-                self._failure = explain(error)
-        if self._failure is None:
+            if not given_up and self.failure is None:
+                self.failure = explain(error)
+        if self.failure is None:
             return STOPPED
-        say(self._failure.text)
-        return self._failure.code
+        say(self.failure.text)
+        return self.failure.code
 
     def drain(self) -> None:
         """Stop accepting, say goodbye, let requests finish for ``limits.drain_seconds``, shut down, end."""
@@ -103,7 +105,7 @@ class Server:
 
     def _on_failure(self, failure: Failure) -> None:
         if not self._draining.is_set():
-            self._failure = failure
+            self.failure = failure
             self.drain()
 
 
@@ -235,7 +237,11 @@ def main(argv: Sequence[str]) -> int:
     config = Config.from_json(document["config"])
     configure_logging(config.log_level)
     server = Server(config, document["fds"], on_ready=partial(control.sendall, b"ready\n"))
-    return server.run(partial(_obey_parent, control))
+    code = server.run(partial(_obey_parent, control))
+    if server.failure is not None and (server.failure.final or code == MISUSED):
+        with suppress(OSError):  # the parent is gone
+            control.sendall(b"failed\n")
+    return code
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ KNOWN = [
     "--executable-path",
     "--static-mounts",
     "--services-config",
+    "--startup-functions",
 ]
 
 
@@ -61,11 +62,14 @@ def test_a_value_is_joined_or_separate(flags: list[str]) -> None:
 
 
 def test_every_option_arrives(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").touch()
     command = parse(
         [
             *("--host", "0.0.0.0", "--port", "0", "--base-path", "lab/", "--public-base-url", "https://lab.example/h/"),
             *("--allow-origins", "https://a.example,http://b.example:81", "--static-mounts", f"/t:{tmp_path}"),
             *("--data-dir", "d", "--no-listing", "--follow-symlinks", "--log-level", "DEBUG", "--single-process"),
+            *("--services-config", f"{tmp_path}/s.yaml", "--startup-functions", "a.py:f", "b.c:g"),
+            *("--startup-functions", "d:h"),
             *("--limit", "frame_bytes=1000", "--limit", "drain-seconds=0.5", "--fd", "3", "--fd", "5"),
         ],
         {},
@@ -82,6 +86,8 @@ def test_every_option_arrives(tmp_path: Path) -> None:
             follow_symlinks=True,
             allow_origins=("https://a.example", "http://b.example:81"),
             log_level="debug",
+            services_config=tmp_path / "s.yaml",
+            startup_functions=("a.py:f", "b.c:g", "d:h"),
             limits=Limits(frame_bytes=1000, drain_seconds=0.5),
         ),
         fds=(3, 5),
@@ -109,7 +115,9 @@ def test_the_environment_gives_the_defaults() -> None:
 
 
 def test_every_known_option_is_answered(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").touch()
     values = {"--port": "1", "--public-base-url": "http://a", "--static-mounts": f"/a:{tmp_path}"}
+    values["--services-config"] = f"{tmp_path}/s.yaml"
     for flag in KNOWN:
         takes_value = (REFUSED | NEEDLESS).get(flag, (1, ""))[0] != 0
         argv = [flag, values.get(flag, "a://b" if flag == "--allow-origins" else "x")] if takes_value else [flag]
@@ -157,6 +165,13 @@ def test_several_values_of_a_refused_option_are_no_second_mistake() -> None:
         (["--limit", "frames=1"], "unknown limit 'frames'"),
         (["--limit", "frame_bytes=much"], "'much' is not a whole number"),
         (["--limit", "frame_bytes=0"], "must be a number above 0"),
+        (
+            ["--services-config", "none.yaml"],
+            "the services file 'none.yaml' cannot be read (No such file or directory)",
+        ),
+        (["--services-config", "/"], "the services file '/' cannot be read (Is a directory)"),
+        (["--services-config"], "argument --services-config: expected one argument"),
+        (["--startup-functions"], "argument --startup-functions: expected at least one argument"),
         (["--log-level", "loud"], "choose debug, info, warning or error"),
         (["--fd", "three"], "'three' is not the number of an open file"),
         (["--fd", "-3"], "'-3' is not the number of an open file"),
@@ -172,6 +187,12 @@ def test_a_mistake_is_one_line_that_says_what_to_do(argv: list[str], said: str) 
 def test_a_missing_directory_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert str(tmp_path / "nowhere") in refusal("--static-mounts", "/a:nowhere")
+
+
+def test_programs_see_what_is_passed_on_of_the_environment_and_nothing_else() -> None:
+    environ = {"PATH": "/bin", "LC_ALL": "C", "HYPHA_PORT": "1", "SECRET": "canary", "LISTEN_FDS": "1", "HOME": "/h"}
+    assert config(**environ).environ == {"PATH": "/bin", "LC_ALL": "C", "HOME": "/h"}
+    assert config("--port", "2", **environ).environ == {"PATH": "/bin", "LC_ALL": "C", "HOME": "/h"}
 
 
 def test_a_mistake_in_the_environment_names_the_value() -> None:

@@ -292,9 +292,13 @@ def test_without_environment_there_are_the_defaults() -> None:
 
 def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "web").mkdir()
+    (tmp_path / "s.yaml").touch()
     monkeypatch.chdir(tmp_path)
     config = Config.from_environment(
         {
+            "PATH": "/bin",
+            "HYPHA_SERVICES_CONFIG": "s.yaml",
+            "HYPHA_STARTUP_FUNCTIONS": "a.py:f 'b c.py:g'",
             "HYPHA_HOST": "0.0.0.0",
             "HYPHA_PORT": "9000",
             "HYPHA_BASE_PATH": "lab/",
@@ -319,6 +323,8 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
         follow_symlinks=True,
         allow_origins=("https://a.example", "https://b.example"),
         log_level="debug",
+        services_config=Path("s.yaml"),
+        startup_functions=("a.py:f", "b c.py:g"),
         limits=replace(Limits(), frame_bytes=1000),
     )
     untouched = [item.name for item in fields(Config) if getattr(config, item.name) == getattr(Config(), item.name)]
@@ -358,6 +364,8 @@ def test_switches_off(text: str) -> None:
         ("HYPHA_LIMIT_NOTHING", "1", "unknown limit 'nothing'"),
         ("HYPHA_STATIC_MOUNTS", "/x:/no/such/directory", "there is no directory /no/such/directory"),
         ("HYPHA_ALLOW_ORIGINS", "a.example", "origin 'a.example'"),
+        ("HYPHA_SERVICES_CONFIG", "/no/such/file", "the services file '/no/such/file' cannot be read"),
+        ("HYPHA_STARTUP_FUNCTIONS", "'a", 'HYPHA_STARTUP_FUNCTIONS="\'a": a quote is not closed'),
     ],
 )
 def test_what_the_environment_says_wrongly(name: str, text: str, message: str) -> None:
@@ -379,6 +387,9 @@ _CONFIGS = st.builds(
     follow_symlinks=st.booleans(),
     allow_origins=st.lists(_TEXT, max_size=3).map(tuple),
     log_level=_TEXT,
+    services_config=st.none() | st.builds(Path, _TEXT),
+    startup_functions=st.lists(_TEXT, max_size=3).map(tuple),
+    environ=st.dictionaries(_TEXT, _TEXT, max_size=3),
     limits=st.builds(Limits),
 )
 
@@ -389,6 +400,7 @@ def test_json_and_back(config: Config) -> None:
     assert "\n" not in text
     assert text.isascii()
     assert Config.from_json(text) == config
+    assert Config.from_json(text).environ == config.environ
 
 
 def test_json_keeps_a_directory_whose_name_is_not_utf8() -> None:

@@ -33,6 +33,7 @@ _MAX_FILE = 256 * KIB
 _MAX_NODES = 20_000  # with what aliases stand for counted each time
 _MAX_TIMEOUT = 86_400.0
 _WORKSPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~|-]*")
+_PLAIN = re.compile(r"[!-~]+")  # printable ASCII without the space
 _PLACEHOLDER = re.compile(r"\{(server_url|workspace|token)\}")
 _TAG = "tag:yaml.org,2002:"
 
@@ -469,7 +470,12 @@ def is_http_url(text: str) -> bool:
     """Whether *text* is an address that can be asked: http or https, a host, perhaps a port and a path."""
     try:
         parts = urllib.parse.urlsplit(text)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and text.isascii()
+        return (
+            parts.scheme in {"http", "https"}
+            and bool(parts.hostname)
+            and parts.port != 0
+            and _PLAIN.fullmatch(text) is not None
+        )
     except ValueError:
         return False  # a port that is no number
 

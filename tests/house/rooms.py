@@ -30,7 +30,7 @@ ARROWS: dict[str, Set[str]] = {
     "scale": _PEERS,
     "client": {"wire"},
     "sync": {"client"},
-    "assembly": _ROOMS,
+    "assembly": _ROOMS | {"banner", "lazy"},
     # The two commands, from the light end to the heavy one.
     "lazy": frozenset(),
     "listen": frozenset(),
@@ -67,7 +67,7 @@ FOREIGN: dict[str, Set[str]] = {
 RESERVED: dict[str, Set[str]] = {
     "asyncio": {"aio"},
     "socket": {"banner", "client", "listen", "parent", "server", "web", "worker"},
-    "ssl": {"client"},
+    "ssl": {"client", "launch"},
     "subprocess": {"apps", "launch", "parent"},
     "multiprocessing": {"hypercorn_command"},
     "threading": {"aio", "sync", "worker"},

@@ -150,12 +150,15 @@ RULES = (
         "tasks start where docs/design.md says that they live",
         _starts_a_task,
         {
-            "assembly.py": 2,  # the root nursery: the sweeper, the goodbye of a shutdown
+            "assembly.py": 3,  # the root nursery: the sweeper, the launcher, the goodbye of a shutdown
             "broker/endpoint.py": 1,  # calls of the server's own services
             "broker/modern.py": 1,  # pings of all clients of a workspace, which end within the call that asks for them
             "broker/outbox.py": 1,  # the writer of a full socket
             "testing.py": 1,  # a connection in memory, in the nursery of Hypercorn's
             "web/guard.py": 1,  # a connection of the server's own programs, in the nursery of Hypercorn's
+            "launch/launcher.py": 1,  # the life of each service
+            "launch/process.py": 2,  # a program: its end and its output
+            "launch/supervisor.py": 1,  # what ends a wait when the service has ended
             "web/ws.py": 1,  # the connection
             "web/rpc.py": 3,  # a stream: its writer, its server calls; and a message of its client that waits for room
             "web/proxy.py": 1,  # a call over HTTP, forgotten when its client goes away

@@ -1,0 +1,70 @@
+"""The server as what starts with it sees it: a :class:`hypha.launch.supervisor.Host` made of the broker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import trio
+
+from hypha.broker.access import ROOT, Level, Principal
+from hypha.broker.broker import Broker
+from hypha.errors import ConfigError, HyphaError
+
+_STANDARD_ERROR = 2
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared with, not bound
+
+
+class BrokerHost:
+    """*sockets*: where the server listens. *say* tells the person at the terminal."""
+
+    def __init__(self, broker: Broker, sockets: Sequence[Any], say: Callable[[str], None]) -> None:
+        self._broker = broker
+        self._sockets = sockets
+        self.say = say
+
+    @property
+    def server_url(self) -> str:
+        """The nearest address with a port. Raises :class:`ConfigError` when the server has none."""
+        for sock in self._sockets:
+            if sock.family in {trio.socket.AF_INET, trio.socket.AF_INET6}:
+                host, port = sock.getsockname()[:2]
+                host = _ANY.get(host, host)
+                return f"http://{f'[{host}]' if ':' in host else host}:{port}{self._broker.config.base_path}"
+        raise ConfigError("programs that start with the server need a TCP address to reach it: listen on a port, too")
+
+    def open_workspace(self, name: str) -> None:
+        if name not in self._broker.registry.workspaces:
+            try:
+                self._broker.registry.create_workspace(name, owners=[ROOT.id], persistent=True)
+            except HyphaError as error:
+                raise ConfigError(f"services cannot start in the workspace {name}: {error}") from None
+
+    def issue(self, workspace: str, user: str) -> tuple[str, str]:
+        principal = Principal(
+            id=user,
+            is_anonymous=False,
+            parent=ROOT.id,
+            grants={workspace: Level.READ_WRITE},
+            home=workspace,
+        )
+        return self._broker.tokens.issue_living(principal)
+
+    def end(self, token_id: str) -> None:
+        self._broker.tokens.end(token_id)
+        for session in list(self._broker.registry.sessions()):
+            if token_id in session.principal.tokens:
+                session.transport.close(1008, "the program that this token was for has ended")
+                self._broker.leave(session, clean=True)
+
+    def offers(self, workspace: str, service: str) -> bool:
+        return any(found.workspace == workspace for found in self._broker.registry.named(service))
+
+    def show(self, text: str) -> None:
+        # Not by sys.stderr: a thread that waits in there for a stopped terminal would keep its lock to the very end.
+        left = memoryview(text.encode(errors="replace"))
+        with suppress(OSError):  # nobody reads any more: the server is needed all the same
+            while left:
+                left = left[os.write(_STANDARD_ERROR, left) :]

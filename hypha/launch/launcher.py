@@ -1,0 +1,41 @@
+"""Everything that starts with the server, in its order: modules, then commands, which start all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import trio
+
+from hypha.launch.command import Command
+from hypha.launch.plan import LaunchPlan
+from hypha.launch.supervisor import Host, Supervisor
+
+
+class Launcher:
+    """The services of one server. Used once, by :meth:`run`, when connections are accepted."""
+
+    def __init__(self, plan: LaunchPlan, host: Host, environ: Mapping[str, str]) -> None:
+        """*environ*: what programs see of the environment, beside what their entries say."""
+        self._host = host
+        #: Those of the first start when the server is open, the next ones when those before have settled.
+        self._phases: Sequence[Sequence[Supervisor]] = [[Command(entry, host, environ) for entry in plan.commands]]
+
+    @property
+    def loaded(self) -> bool:
+        """Whether every service is ready now."""
+        return all(service.ready for phase in self._phases for service in phase)
+
+    async def run(self) -> None:
+        """Start the services and keep them until this is cancelled, which stops all of them at once.
+
+        Returns early when there is none left to keep. Raises :class:`LaunchFailed` in a group when one fails that must
+        be there, and :class:`hypha.errors.ConfigError` when one cannot even be begun; none is left running.
+        """
+        for service in (service for phase in self._phases for service in phase):
+            self._host.open_workspace(service.workspace)
+        async with trio.open_nursery() as nursery:
+            for phase in self._phases:
+                for service in phase:
+                    nursery.start_soon(service.run)
+                for service in phase:
+                    await service.settled.wait()
