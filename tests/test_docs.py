@@ -23,7 +23,8 @@ from packaging.requirements import Requirement
 
 from hypha import command, errors
 from hypha.broker.broker import Broker
-from hypha.config import Config, Limits
+from hypha.config import PASSED_ON, PASSED_ON_PREFIXES, Config, Limits
+from hypha.launch.plan import read_plan
 from hypha.web import listing, login
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
@@ -84,7 +85,7 @@ def test_every_setting_has_its_variable_and_default(reference: str) -> None:
     documented = {code(cells[1])[0]: "".join(code(cells[2])) for cells in table}
     spelled = {True: "1", False: "0", None: ""}
     defaults = {}
-    for item in fields(Config):
+    for item in (item for item in fields(Config) if item.compare):  # what it is told; the rest is where it runs
         value = getattr(Config(), item.name)
         text = ",".join(map(str, value)) if isinstance(value, tuple) else spelled.get(value, str(value))
         defaults[f"HYPHA_{item.name.upper()}"] = text
@@ -105,6 +106,8 @@ def test_every_setting_has_its_variable_and_default(reference: str) -> None:
         ("HYPHA_FOLLOW_SYMLINKS", "1"),
         ("HYPHA_DATA_DIR", "elsewhere"),
         ("HYPHA_LOG_LEVEL", "debug"),
+        ("HYPHA_SERVICES_CONFIG", str(ROOT / "README.md")),
+        ("HYPHA_STARTUP_FUNCTIONS", "a.py:f"),
         ("HYPHA_LIMIT_DRAIN_SECONDS", "7"),
     ],
 )
@@ -122,6 +125,22 @@ def test_every_limit_is_documented_with_its_default(reference: str) -> None:
         unit = next((text for word, text in units.items() if word in item.name), "")
         wanted[item.name] = f"{getattr(Limits(), item.name):.12g}{unit}"
     assert documented == wanted
+
+
+def test_every_variable_that_programs_see_is_documented(reference: str) -> None:
+    block = section(reference, "What starts with the server").partition("\n    PATH ")[2].partition("\n\n")[0]
+    words = {"PATH", *block.partition(" and the same")[0].split()}
+    proxies = {word.upper() for word in words if word.endswith("_proxy")}
+    assert words | proxies == PASSED_ON | {f"{prefix}*" for prefix in PASSED_ON_PREFIXES}
+
+
+def test_every_key_of_a_service_that_is_a_program_is_documented(reference: str, tmp_path: Path) -> None:
+    keys = {code(cells[0])[0] for cells in rows(section(reference, "What starts with the server"))}
+    path = tmp_path / "s.yaml"
+    path.write_text("format_version: 1\nservices:\n- {command: a, zzzzz: 1}\n")
+    with pytest.raises(errors.ConfigError) as caught:
+        read_plan(path)
+    assert keys == set(str(caught.value).partition("command are ")[2].split(", "))
 
 
 class Healthy:
