@@ -107,12 +107,12 @@ class LiveServer:
     """A server that is open. Made by :func:`open_server`.
 
     *config* is what it was opened with, *url* where its clients find it, without a slash at the end, and *port* the
-    port of that. In memory both are only names: *url* is ``http://hypha.test``.
+    port in that. In memory *url* is ``http://hypha.test``, which is only a name.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.url = self.host = ""
+        self.url = self._host = ""
         self.port = 0
         self._assembly = build(config)
         self._door: guard.Door | None = None
@@ -133,7 +133,7 @@ class LiveServer:
         """
         if isinstance(self._door, MemoryDoor):
             return cast(trio.abc.HalfCloseableStream, await self._door.connect())
-        return await trio.open_tcp_stream(self.host, self.port)
+        return await trio.open_tcp_stream(self._host, self.port)
 
     def token(self, workspace: str = "public", level: str = "admin", *, expires_in: float = _TOKEN_SECONDS) -> str:
         """A token of a new user, who has *level* (``read``, ``read_write`` or ``admin``) in *workspace*.
@@ -164,8 +164,8 @@ class LiveServer:
         with ExitStack() as opened:  # a listener that was not begun when we are cancelled is closed by nobody else
             sockets = [opened.enter_context(sock) for sock in open_sockets(self.config, [])]
             host, self.port, *_ = sockets[0].getsockname()
-            self.host = _NEAREST.get(host, host)
-            shown = f"[{self.host}]" if ":" in self.host else self.host
+            self._host = _NEAREST.get(host, host)
+            shown = f"[{self._host}]" if ":" in self._host else self._host
             self.url = f"http://{shown}:{self.port}{self.config.base_path}"
             await worker_serve(
                 ASGIWrapper(self._app(task_status.started)),
@@ -176,8 +176,8 @@ class LiveServer:
 
     async def _serve_in_memory(self, task_status: trio.TaskStatus[None]) -> None:
         """What ``hypercorn.trio.run.worker_serve`` does, without a listener."""
-        self.host, self.port = _MEMORY_HOST, _MEMORY_PORT
-        self.url = f"http://{self.host}{self.config.base_path}"
+        self._host, self.port = _MEMORY_HOST, _MEMORY_PORT
+        self.url = f"http://{self._host}{self.config.base_path}"
         app, settings = ASGIWrapper(self._app(task_status.started)), settings_for(self.config, [])
         state: dict[str, Any] = {}
         lifespan, context = Lifespan(app, settings, state), WorkerContext(None)

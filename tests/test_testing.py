@@ -21,7 +21,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from hypha.assembly import Assembly
 from hypha.broker.broker import Broker
 from hypha.config import Config, Limits, parse_mount
-from hypha.errors import ConfigError, Conflict, InvalidArgument
+from hypha.errors import ConfigError, Conflict, HyphaError, InvalidArgument
 from hypha.testing import LiveServer, open_server
 from hypha.web import guard
 from tests.house import processes
@@ -145,6 +145,37 @@ async def test_a_token_for_what_cannot_be(autojump_clock: MockClock) -> None:
             server.token("health")
 
 
+# --- our client -----------------------------------------------------------------------------------------------
+
+
+@KINDS
+async def test_our_client_is_connected_in_a_line(memory: bool) -> None:
+    async with open_server(memory=memory, base_path="/lab") as server:
+        worker = server.connect({"client_id": "worker"})
+        user = server.connect(client_id="user", token=server.token("mine"))
+        async with worker as offering, user as calling:
+            hello = {"id": "hello", "config": {"visibility": "public"}, "hello": lambda name: f"Hello {name}"}
+            await offering.register_service(hello)
+            service = await calling.get_service("hello")
+            assert await service.hello("John") == "Hello John"
+            assert (calling.config.workspace, calling.config.client_id) == ("mine", "user")
+
+
+async def test_our_client_sleeps_by_the_clock(autojump_clock: MockClock) -> None:
+    async with open_server(memory=True) as server, server.connect() as user:
+        await trio.sleep(7200)
+        assert await user.echo("still here") == "still here"
+        assert 7200 <= trio.current_time() < 7201
+
+
+@KINDS
+async def test_our_client_is_told_of_the_end(memory: bool) -> None:
+    async with open_server(memory=memory) as server, server.connect({"reconnect": False}) as user:
+        server.shut_down()
+        with pytest.raises(HyphaError):
+            await user.serve()
+
+
 # --- the end --------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +286,31 @@ async def test_why_it_cannot_go_on(memory: bool, monkeypatch: pytest.MonkeyPatch
 
 def broken(self: Broker) -> None:
     raise RuntimeError("of glass")
+
+
+SERVICES = "format_version: 1\nservices:\n  - {name: program, command: %s}\n"
+
+
+@pytest.mark.parametrize(
+    ("memory", "command", "reason"),
+    [(False, "'false'", "program"), (True, "sleep 1000", "a TCP address"), (False, "[]", "the command is empty")],
+)
+async def test_what_starts_with_it_and_cannot(memory: bool, command: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "services.yaml"
+    file.write_text(SERVICES % command)
+    with pytest.raises(HyphaError, match=reason):
+        async with open_server(memory=memory, services_config=file):
+            await trio.sleep_forever()
+
+
+async def test_what_starts_with_it_ends_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "services.yaml"
+    file.write_text(SERVICES % "sleep 1000")
+    before = Snapshot.take().processes
+    async with open_server(services_config=file) as server:
+        while Snapshot.take().processes == before:
+            assert await is_ready(server)
+    assert Snapshot.take().processes == before
 
 
 async def interrupted(scope: trio.CancelScope) -> None:
