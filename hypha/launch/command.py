@@ -47,5 +47,5 @@ class Command(Supervisor):
             return f"{self.name} cannot be started: {error.strerror}: {error.filename or arguments[0]}"
         finally:
             self._host.end(token_id)
-        what = lack or f"{child.ending}{'' if self.ready else ' before it was ready'}"
+        what = lack or f"{child.ending}{'' if self.was_ready else ' before it was ready'}"
         return with_tail(f"{self.name} {what}", child.tail)

@@ -57,17 +57,28 @@ class Host(Protocol):
 
 
 class Supervisor(ABC):
-    """One service. :meth:`run` is its life; *ready* is true while it may be called."""
+    """One service. :meth:`run` is its life."""
 
     def __init__(self, name: str, workspace: str, checks: Checks, host: Host) -> None:
         self.name = name
         self.workspace = workspace
-        self.ready = False
         #: It has been ready, or the server goes on without it.
         self.settled = trio.Event()
         self._checks = checks
         self._host = host
-        self._ready_since = 0.0
+        self._runs = False
+        #: trio time since which it is ready, or was in the life that has just ended.
+        self._ready_since: float | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has become ready, runs, and offers what it should now."""
+        return self._runs and self.was_ready and not self._missing()
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether it has become ready in this life, or in the one that has just ended."""
+        return self._ready_since is not None
 
     @abstractmethod
     async def live(self) -> str:
@@ -81,8 +92,8 @@ class Supervisor(ABC):
         row = 0
         while True:
             failure = await self.live()
-            calm = self.ready and trio.current_time() - self._ready_since >= CALM_SECONDS
-            self.ready = False
+            since = self._ready_since
+            calm = since is not None and trio.current_time() - since >= CALM_SECONDS
             if self._checks.on_failure == "stop":
                 raise LaunchFailed(failure)
             if self._checks.on_failure == "warn":
@@ -101,6 +112,13 @@ class Supervisor(ABC):
 
         When it is not ready in time, return what is missing; where a warning is enough, wait on all the same.
         """
+        self._ready_since, self._runs = None, True
+        try:
+            return await self._attend(ended)
+        finally:
+            self._runs = False
+
+    async def _attend(self, ended: Callable[[], Awaitable[None]]) -> str | None:
         began = trio.current_time()
         with trio.move_on_after(self._patience) as patience:
             if not await _unless(ended, self._become_ready):
@@ -114,7 +132,6 @@ class Supervisor(ABC):
             if not await _unless(ended, self._wait_for_checks):
                 return None
         self._ready_since = trio.current_time()
-        self.ready = True
         self.settled.set()
         self._host.say(f"{self.name} is ready after {self._ready_since - began:.1f} s")
         await ended()
