@@ -70,7 +70,7 @@ class NotFound(HyphaError):
 class ServiceNotFound(NotFound):
     """No service answers to the query. Published clients know it as ``IndexError`` (``protocol.md`` 5.5)."""
 
-    remote_type = "IndexError"
+    code, remote_type = "service_not_found", "IndexError"
 
 
 class Conflict(HyphaError):
@@ -116,9 +116,16 @@ class CallTimeout(HyphaError):
 
 
 class RemoteError(HyphaError):
-    """The called function raised. The message is the function's own text."""
+    """The called function raised. The message is the function's own text.
+
+    *traceback*: what the provider tells of where, for people; empty when it tells nothing.
+    """
 
     code, status, close_code, remote_type = "remote_error", 500, 1011, "RemoteError"
+
+    def __init__(self, text: str, traceback: str = "") -> None:
+        super().__init__(text)
+        self.traceback = traceback
 
 
 class ConfigError(HyphaError):
@@ -131,6 +138,31 @@ class InternalError(HyphaError):
     """A fault of the server. Carries a reference to the log and nothing else."""
 
     code, status, close_code, remote_type = "internal_error", 500, 1011, "RuntimeError"
+
+
+def by_code(code: object) -> type[HyphaError] | None:
+    """The class whose stable name is *code*, for an error that was sent; None when there is none."""
+    return _CODES.get(code) if isinstance(code, str) else None
+
+
+_CODES: dict[str, type[HyphaError]] = {
+    kind.code: kind
+    for kind in (
+        ProtocolViolation,
+        InvalidArgument,
+        NotAuthenticated,
+        PermissionDenied,
+        NotFound,
+        ServiceNotFound,
+        Conflict,
+        NotAcceptable,
+        LimitExceeded,
+        TooLarge,
+        PeerGone,
+        CallTimeout,
+        InternalError,
+    )
+}
 
 
 def internal_error(exc: BaseException) -> InternalError:

@@ -259,7 +259,7 @@ def test_the_tools_of_this_machine_are_found(node: str, npm: str, browser: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.deadline(60)
+@pytest.mark.deadline(120)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_one_command_ends_cleanly_when_interrupted(number: signal.Signals, code: int, tmp_path: Path) -> None:
     """Ctrl-C goes to the whole group, SIGTERM to the command alone; pytest ends by itself both times."""

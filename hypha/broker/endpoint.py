@@ -18,7 +18,7 @@ import trio
 
 from hypha.broker.access import ROOT, Action, Principal, may
 from hypha.broker.function import Function
-from hypha.broker.inflight import begin_call, end_call, settle
+from hypha.broker.inflight import begin_call, cancel_call, end_call, settle
 from hypha.broker.outbox import DirtyOutboxes, flush_dirty
 from hypha.broker.own import OwnServices, Visit
 from hypha.broker.registry import Registry, Workspace
@@ -141,7 +141,7 @@ class ServerSession(Session):
     def _reject(self, sender: PeerSession, frame: Frame, to: Address, error: HyphaError) -> None:
         """Fail a call whose own promise is not known, or could not be kept (``protocol.md`` 2.5)."""
         if frame.wants_answer and frame.session is not None:
-            sender.tell(calls.rejection(sender.name, frame.session, error.remote_text()), to)
+            sender.tell(calls.rejection(sender.name, frame.session, error.remote_text(), error.code), to)
 
     async def _run(self, sender: PeerSession, frame: Frame, to: Address, body: CallBody, path: str) -> None:
         promise, running = body.promise, None
@@ -163,9 +163,9 @@ class ServerSession(Session):
         try:
             return True, await self._call_function(sender, to, body, path)
         except HyphaError as exc:
-            return False, values.error(exc.remote_text())
+            return False, _error(exc)
         except Exception as exc:  # noqa: BLE001  the call boundary: a fault of ours must not end the connection
-            return False, values.error(internal_error(exc).remote_text())
+            return False, _error(internal_error(exc))
 
     async def _call_function(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> Any:
         service = self.own.find(to, path)
@@ -209,8 +209,8 @@ class ServerSession(Session):
         if known:
             sender.tell(calls.answer(sender.name, promise.resolve, frame.session, None), to)
         else:
-            text = NotFound(f"Method not found: {to}:{method[:200]}, the call is over").remote_text()
-            sender.tell(calls.answer(sender.name, promise.reject, frame.session, values.error(text)), to)
+            over = NotFound(f"Method not found: {to}:{method[:200]}, the call is over")
+            sender.tell(calls.answer(sender.name, promise.reject, frame.session, _error(over)), to)
 
     def peer_gone(self, session_id: str, address: Address) -> None:
         entry = self._table.pending.get(session_id)
@@ -279,6 +279,9 @@ class ServerSession(Session):
         finally:
             self._table.close(entry)
             end_call(self, entry.session)
+            if not outcome:
+                cancel_call(target, entry.session, source)
+                flush_dirty(self._dirty)
         if not outcome:
             waited = f"{patience:g} s" if patience else f"call_seconds = {longest_silence:g}"
             raise CallTimeout(f"{target.name} gave neither a result nor a heartbeat for {waited}")
@@ -339,7 +342,11 @@ def _answer(to: str, promise: Promise, session_id: str, succeeded: bool, value: 
     try:
         return calls.answer(to, promise.resolve if succeeded else promise.reject, session_id, value)
     except InvalidArgument as exc:  # what came in as msgpack need not go out again: it may be nested too deeply
-        return calls.answer(to, promise.reject, session_id, values.error(exc.remote_text()))
+        return calls.answer(to, promise.reject, session_id, _error(exc))
+
+
+def _error(exc: HyphaError) -> dict[str, Any]:
+    return values.error(exc.remote_text(), exc.code)
 
 
 def _is_chunk_call(message: calls.Message) -> bool:

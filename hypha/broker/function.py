@@ -9,6 +9,7 @@ from typing import Any
 
 from hypha.broker.access import Action
 from hypha.errors import InvalidArgument
+from hypha.wire.schema import function_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +45,4 @@ class Function:
             return {}
         text = inspect.cleandoc(self.run.__doc__ or name)
         _, *parameters = self.signature.parameters.values()
-        named = [item for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD]
-        schema = {
-            "type": "object",
-            "properties": {item.name: _json_schema(item) for item in named},
-            "required": [item.name for item in named if item.default is item.empty],
-        }
-        first_line = text.partition("\n")[0]
-        return {"_rdoc": text, "_rschema": {"name": name, "description": first_line, "parameters": schema}}
-
-
-_JSON_TYPES = {
-    "str": "string",
-    "bool": "boolean",
-    "int": "integer",
-    "float": "number",
-    "list": "array",
-    "dict": "object",
-}
-
-
-def _json_schema(parameter: inspect.Parameter) -> dict[str, Any]:
-    """A parameter as JSON schema, by its annotation, which is text; one of several types is of any."""
-    kinds = [part.partition("[")[0].strip() for part in str(parameter.annotation).split("|")]
-    known = [_JSON_TYPES[kind] for kind in kinds if kind in _JSON_TYPES]
-    schema: dict[str, Any] = {"type": known[0]} if len(known) == 1 else {}
-    if parameter.default is not parameter.empty:
-        schema["default"] = parameter.default
-    return schema
+        return {"_rdoc": text, "_rschema": function_schema(name, text, parameters)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from hypha.broker.session import PeerSession, Session
 from hypha.wire.address import Address
+from hypha.wire.calls import cancellation
 from hypha.wire.frame import Frame
 
 _MAX_SESSION_ID = 1024  # characters; what clients make is far shorter
@@ -37,6 +38,12 @@ def end_call(caller: Session, session_id: str) -> None:
         target.inbound.pop((caller, session_id), None)
         if target.unheard:
             target.unheard.discard((caller, session_id))
+
+
+def cancel_call(target: Session, session_id: str, caller: Address) -> None:
+    """Tell a *target* that understands it that *caller* waits no more for a call; it stops the function at once."""
+    if isinstance(target, PeerSession) and target.open and target.dialect.cancels:
+        target.tell(cancellation(target.name, session_id), caller)
 
 
 def settle(sender: Session, caller: Session, message: Frame) -> None:
@@ -77,8 +84,9 @@ def fail_calls(session: Session) -> None:
 def end_session(session: Session) -> None:
     """Fail every call that *session* worked on and forget it everywhere. For when it is over."""
     session.open = False
-    for session_id in list(session.outbound):
+    for session_id, target in list(session.outbound.items()):
         end_call(session, session_id)
+        cancel_call(target, session_id, session.address)
     fail_calls(session)
     for other in session.known_by:
         other.forget(session)

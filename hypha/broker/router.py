@@ -13,10 +13,10 @@ from hypha.broker.access import Action, may
 from hypha.broker.inflight import begin_call, settle
 from hypha.broker.registry import Registry
 from hypha.broker.session import Offer, PeerSession, Service, gone_text
-from hypha.errors import HyphaError, LimitExceeded, PermissionDenied, ProtocolViolation
+from hypha.errors import HyphaError, InvalidArgument, LimitExceeded, PeerGone, PermissionDenied, ProtocolViolation
 from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address, parse_target
 from hypha.wire.body import check_body
-from hypha.wire.calls import is_declared, rejection
+from hypha.wire.calls import CANCEL, is_declared, rejection
 from hypha.wire.chunks import CACHE_PREFIX, EARLY_BYTES, by_position, overwriting
 from hypha.wire.frame import Frame, FrameReader, encode_header
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BUILT_IN = "services.built-in."
-_OPEN_BUILT_INS = frozenset({"services.built-in.get_service", "services.built-in.ping"})
+_OPEN_BUILT_INS = frozenset({"services.built-in.get_service", "services.built-in.ping", CANCEL})
 
 
 class Router:
@@ -57,7 +57,7 @@ class Router:
         try:
             to = parse_target(frame.to, sender.address.workspace)
         except HyphaError as exc:
-            self.refuse(sender, frame, sender.address, exc.remote_text())
+            self.refuse(sender, frame, sender.address, exc.remote_text(), exc.code)
             return None
         if self.is_server(to):
             settle(sender, self._server, frame)
@@ -66,7 +66,7 @@ class Router:
         target = self._registry.find(to)
         if target is not None:
             return self._to_peer(sender, target, frame)
-        self.refuse(sender, frame, to, gone_text(to))
+        self.refuse(sender, frame, to, gone_text(to), PeerGone.code)
         return None
 
     def is_server(self, to: Address) -> bool:
@@ -122,7 +122,7 @@ class Router:
             self._deny(sender, frame, target.address)
             return None
         except HyphaError as exc:
-            self.refuse(sender, frame, target.address, exc.remote_text())
+            self.refuse(sender, frame, target.address, exc.remote_text(), exc.code)
             return None
         target.outbox.put(header, frame.body)
         _note(sender, target, frame)
@@ -174,10 +174,10 @@ class Router:
 
     # --- what cannot be delivered -----------------------------------------------------------------------------
 
-    def refuse(self, sender: PeerSession, frame: Frame, to: Address, text: str) -> None:
+    def refuse(self, sender: PeerSession, frame: Frame, to: Address, text: str, code: str) -> None:
         """Tell the sender, if it waits for an answer; results and heartbeats are dropped (``protocol.md`` 2.5)."""
         if frame.wants_answer and frame.session is not None:
-            sender.tell(rejection(sender.name, frame.session, text), to)
+            sender.tell(rejection(sender.name, frame.session, text, code), to)
 
     def _is_readable(self, sender: PeerSession, frame: Frame) -> bool:
         try:
@@ -190,21 +190,22 @@ class Router:
 
     def _deny(self, sender: PeerSession, frame: Frame, to: Address) -> None:
         logger.info("refused %r from %s to %s", (frame.method or frame.type)[:200], sender.name, to)
-        self.refuse(sender, frame, to, gone_text(to))
+        self.refuse(sender, frame, to, gone_text(to), PeerGone.code)
 
     def _refuse_unreadable(self, sender: PeerSession, target: PeerSession, frame: Frame, error: HyphaError) -> None:
         """A frame that its receiver could not take fails where somebody waits for it (``decisions.md`` 11)."""
-        self.refuse(sender, frame, target.address, error.remote_text())
+        self.refuse(sender, frame, target.address, error.remote_text(), error.code)
         session_id, _, name = (frame.method or "").rpartition(".")
         if name in ("resolve", "reject") and session_id:
             settle(sender, target, frame)
-            target.tell(rejection(target.name, session_id, error.remote_text()), sender.address)
+            target.tell(rejection(target.name, session_id, error.remote_text(), error.code), sender.address)
 
     def _broadcast(self, sender: PeerSession, frame: Frame) -> None:
         """An event to those of the sender's workspace who asked for its type (``protocol.md`` 5.9)."""
         workspace = self._registry.workspaces[sender.address.workspace]
         if frame.type == "method":
-            self.refuse(sender, frame, sender.address, "ValueError: a call cannot be broadcast; name one target")
+            error = InvalidArgument("a call cannot be broadcast; name one target")
+            self.refuse(sender, frame, sender.address, error.remote_text(), error.code)
         elif may(sender.principal, Action.WRITE, workspace).allowed and self._is_readable(sender, frame):
             frame.fields["to"] = str(Address(workspace.name, "*"))
             header = encode_header(frame.fields, sender.stamp)

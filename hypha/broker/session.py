@@ -9,7 +9,7 @@ from typing import Any
 from hypha.broker.access import ROOT, Principal
 from hypha.broker.outbox import DirtyOutboxes, Outbox, Transport
 from hypha.config import Limits
-from hypha.errors import LimitExceeded
+from hypha.errors import LimitExceeded, PeerGone
 from hypha.wire.address import Address
 from hypha.wire.calls import Message, rejection
 from hypha.wire.chunks import ChunkPeek, ChunkStore
@@ -185,7 +185,7 @@ class PeerSession(Session):
 
     def peer_gone(self, session_id: str, address: Address) -> None:
         # In the name of the peer that is gone (protocol.md 2.5).
-        self.tell(rejection(self.name, session_id, gone_text(address)), address)
+        self.tell(rejection(self.name, session_id, gone_text(address), PeerGone.code), address)
 
 
 def server_stamp(sender: Address, workspace: str | None = None) -> Fields:

@@ -50,6 +50,7 @@ def connection_info(broker: Broker, session: PeerSession) -> dict[str, Any]:
         "user": session.principal.to_wire(home),
         "reconnection_token": broker.resumption_token(session),
         "reconnection_token_life_time": broker.limits.reconnection_token_seconds,
+        "frame_bytes": broker.limits.frame_bytes,  # for our own client: the published ones send smaller ones
     }
 
 
@@ -58,7 +59,7 @@ def refusal(error: HyphaError) -> str | None:
     if isinstance(error, LimitExceeded):
         return None
     kind = "Authentication error" if isinstance(error, NotAuthenticated) else "Failed to establish connection"
-    return json.dumps({"type": "error", "message": f"{kind}: {error}"})
+    return json.dumps({"type": "error", "message": f"{kind}: {error}", "code": error.code})
 
 
 def answer(broker: Broker, session: PeerSession, text: str) -> str | None:

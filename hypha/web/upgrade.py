@@ -20,7 +20,7 @@ from hypha.web.codec import Closed, Codec, Incoming, Message, Reply
 from hypha.web.guard import GuardedServer, TakeOverFailed
 from hypha.web.http import base_url, header
 from hypha.web.ws import GOODBYE_SECONDS, Connections, refuse, say_goodbye
-from hypha.wire.dialect import LEGACY, LEGACY_JAVASCRIPT, MODERN, MODERN_JAVASCRIPT
+from hypha.wire.dialect import LEGACY, LEGACY_JAVASCRIPT, MODERN, MODERN_JAVASCRIPT, TRIO, TRIO_AGENT, Dialect
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Upgrade:
         """Credentials come in a first text message, for which there is little time and little room."""
         shake_hands = partial(
             self._shake_hands,
-            dialect=MODERN if is_python(scope) else MODERN_JAVASCRIPT,
+            dialect=_modern_dialect(scope),
             base_url=base_url(scope, self._broker.config.base_path),
         )
         await guard.take_over(receive, send, shake_hands)
@@ -147,6 +147,12 @@ def parse_query(query: bytes) -> dict[str, str]:
 def is_python(scope: WebsocketScope) -> bool:
     """Whether a published Python client asks. All others are browsers, or behave like one."""
     return _PYTHON_CLIENT.match(header(scope, b"user-agent")) is not None
+
+
+def _modern_dialect(scope: WebsocketScope) -> Dialect:
+    if header(scope, b"user-agent").startswith(TRIO_AGENT):
+        return TRIO
+    return MODERN if is_python(scope) else MODERN_JAVASCRIPT
 
 
 async def refuse_upgrade(send: ASGISendCallable, status: int, detail: str) -> None:

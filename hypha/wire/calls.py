@@ -18,6 +18,8 @@ from hypha.wire.values import error
 
 #: Seconds between heartbeats that the server asks of a callee.
 HEARTBEAT_SECONDS = 15.0
+#: The function of the built-in service by which callers cancel a call. The published clients have none.
+CANCEL = "services.built-in.cancel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +135,23 @@ def answer(to: str, method: str, session: str, value: Any) -> Message:
     return Message(fields, encode_value({"args": [value]}))
 
 
-def rejection(to: str, session: str, text: str) -> Message:
-    """An answer to a call that cannot be delivered, made in the target's name (``protocol.md`` 2.5)."""
+def rejection(to: str, session: str, text: str, code: str) -> Message:
+    """An answer to a call that cannot be delivered, made in the target's name (``protocol.md`` 2.5).
+
+    *code* is that of the error (:attr:`hypha.errors.HyphaError.code`).
+    """
     fields = {"type": "method", "to": to, "method": f"{session}.reject"}
-    return Message(fields, packer.pack({"args": [error(text)]}))
+    return Message(fields, packer.pack({"args": [error(text, code)]}))
 
 
 def heartbeat(to: str, promise: Promise, session: str) -> Message:
     """A fire-and-forget heartbeat for a call that goes on (``protocol.md`` 4.6)."""
     return Message({"type": "method", "to": to, "method": promise.heartbeat, "parent": session}, b"")
+
+
+def cancellation(to: str, session: str) -> Message:
+    """What tells a callee that knows it that nobody waits any more for the call *session* of the sender's."""
+    return Message({"type": "method", "to": to, "method": CANCEL}, packer.pack({"args": [session]}))
 
 
 def notice(to: str, method: str) -> Message:
@@ -155,21 +165,27 @@ def call(to: str, method: str, session: str, caller: str, args: list[Any], kwarg
     Raises :class:`InvalidArgument` for arguments that cannot be sent.
     """
 
-    def callback(name: str, *, promise: bool = False) -> dict[str, Any]:
-        return {"_rtype": "method", "_rtarget": caller, "_rmethod": f"{session}.{name}", "_rpromise": promise}
-
     extra: dict[str, Any] = {
         "args": [*args, kwargs] if kwargs else args,
-        "promise": {
-            "heartbeat": callback("heartbeat", promise=True),
-            "interval": HEARTBEAT_SECONDS,
-            "resolve": callback("resolve"),
-            "reject": callback("reject"),
-        },
+        "promise": explicit_promise(caller, session),
     }
     if kwargs:
         extra["with_kwargs"] = True
     return Message({"type": "method", "to": to, "method": method, "session": session}, encode_value(extra))
+
+
+def explicit_promise(caller: str, session: str) -> dict[str, Any]:
+    """The promise that every generation honours: the functions of *caller* that take the answer."""
+
+    def callback(name: str, *, promise: bool = False) -> dict[str, Any]:
+        return {"_rtype": "method", "_rtarget": caller, "_rmethod": f"{session}.{name}", "_rpromise": promise}
+
+    return {
+        "heartbeat": callback("heartbeat", promise=True),
+        "interval": HEARTBEAT_SECONDS,
+        "resolve": callback("resolve"),
+        "reject": callback("reject"),
+    }
 
 
 @dataclass(slots=True, eq=False)

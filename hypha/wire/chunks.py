@@ -60,13 +60,14 @@ def parse_chunk_call(operation: str, frame: Frame, *, compact: bool) -> dict[str
     if not frame.fields.keys() <= _HEADER:
         raise ProtocolViolation(f"message_cache.{operation} has a header that no client writes")
     extra = frame.extra()
-    given = _arguments(operation, extra)
+    given = arguments(operation, extra)
     if not extra.keys() <= _BODY or not _is_promise(extra.get("promise"), frame.session, compact=compact):
         raise ProtocolViolation(f"message_cache.{operation} has a body or a promise that no client writes")
     return given
 
 
-def _arguments(operation: str, extra: dict[str, Any]) -> dict[str, Any]:
+def arguments(operation: str, extra: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in *extra*, the body of a chunk call, by name. Raises :class:`ProtocolViolation`."""
     names = _SIGNATURES.get(operation)
     if names is None:
         raise ProtocolViolation(f"message_cache has no function {operation!r}")
@@ -125,7 +126,7 @@ def by_position(operation: str, frame: Frame) -> Buffer:
     """
     if not frame.extra().get("with_kwargs"):
         return frame.body
-    given = _arguments(operation, frame.extra())
+    given = arguments(operation, frame.extra())
     names = _SIGNATURES[operation]
     count = 1 + max(index for index, name in enumerate(names) if name in given)
     return _with_arguments(frame, [given.get(name, False) for name in names[:count]])

@@ -19,6 +19,7 @@ class Dialect:
     *reannounces*: it registers its services again after a reconnect (``protocol.md`` 1.6).
     *compact_promise*: it knows the promise ``"*"`` (``protocol.md`` 4.2).
     *by_position*: its functions take arguments by position; keyword ones arrive as one map (``protocol.md`` 4.5).
+    *cancels*: it stops a function when it is told that nobody waits for it any more.
     *redirections*: calls of this dialect that the server answers in the target's place.
     """
 
@@ -29,6 +30,7 @@ class Dialect:
     by_position: bool = False
     frame_limit: Literal["frame_bytes", "python_frame_bytes", "modern_python_frame_bytes"] = "frame_bytes"
     chunk_bytes: int = 262_144
+    cancels: bool = False
     redirections: Redirections = field(default_factory=dict)
 
     @property
@@ -71,4 +73,12 @@ MODERN_JAVASCRIPT = Dialect(
     compact_promise=True,
     by_position=True,
     redirections=_API_VERSION,
+)
+
+#: What the User-Agent of our own client begins with.
+TRIO_AGENT = "hypha-trio/"
+
+#: Our own client (:mod:`hypha.client`).
+TRIO = Dialect(
+    "trio", legacy_manager=False, reannounces=True, compact_promise=True, chunk_bytes=1024 * 1024, cancels=True
 )

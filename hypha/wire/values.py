@@ -25,14 +25,19 @@ _TRACEBACK = "Traceback (most recent call last):"
 MAX_DEPTH = 200
 
 
-def method(target: str, path: str, *, promise: bool = True, **annotations: Value) -> dict[str, Value]:
+def method(target: str, path: str, *, promise: bool | str = True, **annotations: Value) -> dict[str, Value]:
     """A function of the peer *target* (absolute) at *path* of its object store (``protocol.md`` 3.2)."""
     return {"_rtype": "method", "_rtarget": target, "_rmethod": path, "_rpromise": promise, **annotations}
 
 
-def error(text: str) -> dict[str, Value]:
-    """An exception; ``_rtrace`` is empty because no traceback of the server leaves it."""
-    return {"_rtype": "error", "_rvalue": text, "_rtrace": ""}
+def error(text: str, code: str | None = None, trace: str = "") -> dict[str, Value]:
+    """An exception.
+
+    *code* is its stable name (:attr:`hypha.errors.HyphaError.code`), which published clients ignore. No traceback of
+    the server leaves it, so that *trace* is empty there.
+    """
+    told = {"_rtype": "error", "_rvalue": text, "_rtrace": trace}
+    return told if code is None else {**told, "_rcode": code}
 
 
 def error_text(value: Value) -> str:

@@ -100,7 +100,7 @@ async def test_a_call_to_nobody_is_rejected_in_nobodys_name(scene: Scene) -> Non
         (message,) = a.received()
         address = to if "/" in to else f"lab/{to}"
         assert (message["from"], message["to"], message["method"]) == (address, "lab/a", "s.1.reject")
-        assert message["args"] == [{"_rtype": "error", "_rvalue": gone(address), "_rtrace": ""}]
+        assert message["args"] == [{"_rtype": "error", "_rvalue": gone(address), "_rtrace": "", "_rcode": "peer_gone"}]
         assert message["user"]["id"] == "root"
         assert not a.session.outbound
 

@@ -53,7 +53,7 @@ FOREIGN: dict[str, Set[str]] = {
     "launch": {"trio", "yaml"},
     "apps": {"playwright", "trio"},
     "scale": {"trio"},
-    "client": {"trio", "trio_websocket"},
+    "client": {"numpy", "trio", "trio_websocket"},
     "aio": {"trio"},
     "sync": {"trio"},
     "testing": {"hypercorn", "trio"},

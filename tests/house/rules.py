@@ -124,6 +124,9 @@ RULES = (
         _catches_everything,
         {
             "broker/endpoint.py": 1,  # the call boundary of the server's own functions
+            "client/drive.py": 1,  # a step of the program's generator
+            "client/peer.py": 1,  # the call boundary of the program's functions
+            "client/server.py": 2,  # the program's handler of an event; its block, whose error no nursery shall wrap
             "lazy.py": 1,  # the start of the application
             "testing.py": 1,  # the same, told to the test that opened the server
             "web/guard.py": 1,  # one connection
@@ -139,6 +142,8 @@ RULES = (
         "attributes are named in the source",
         _names_an_attribute_at_run_time,
         {
+            "client/service.py": 1,  # the public attributes of an object that a program registers
+            "client/values.py": 2,  # what files have, named in a constant
             "config.py": 3,  # the fields of our own dataclasses
             "command.py": 1,  # the options of our own parser
             "broker/manager.py": 1,  # the lists of a workspace, named in a constant
@@ -154,6 +159,9 @@ RULES = (
             "broker/endpoint.py": 1,  # calls of the server's own services
             "broker/modern.py": 1,  # pings of all clients of a workspace, which end within the call that asks for them
             "broker/outbox.py": 1,  # the writer of a full socket
+            "client/link.py": 1,  # what serves a connection
+            "client/peer.py": 3,  # a call of another peer, a generator that it iterates, parts that are sent at once
+            "client/server.py": 1,  # the program's handler of an event, for as long as it is connected
             "testing.py": 1,  # a connection in memory, in the nursery of Hypercorn's
             "web/guard.py": 1,  # a connection of the server's own programs, in the nursery of Hypercorn's
             "launch/launcher.py": 1,  # the life of each service

@@ -48,7 +48,7 @@ def holdings() -> dict[str, Any]:
         if isinstance(item, functools._lru_cache_wrapper):
             item.cache_clear()
         elif isinstance(item, ABCMeta):
-            item._abc_caches_clear()  # type: ignore[attr-defined]
+            item._abc_caches_clear()  # type: ignore[attr-defined]  # of no stub, but in the documentation of abc
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):

@@ -39,7 +39,7 @@ async def enter(stack: Stack, agent: str = "", **credentials: Any) -> tuple[WebS
 async def refused(stack: Stack, **credentials: Any) -> str:
     """The reason for which a client is not let in: told in a message first, then in the close frame."""
     client, answer = await enter(stack, **credentials)
-    assert answer.keys() == {"type", "message"}
+    assert answer.keys() == {"type", "message", "code"}
     assert answer["type"] == "error"
     end = await client.closed()
     assert answer["message"].endswith(f": {end.reason}") or len(end.reason.encode()) >= 120
@@ -76,6 +76,7 @@ async def test_a_client_is_told_where_it_is(autojump_clock: MockClock, stack: Me
         "workspace": user["id"],
         "client_id": "prov",
         "reconnection_token_life_time": 172800.0,
+        "frame_bytes": 16 * 1024 * 1024,
     }
     assert (user["is_anonymous"], user["current_workspace"]) == (True, user["id"])
     assert token.count(".") == 2

@@ -192,6 +192,7 @@ async def test_a_client_is_told_where_it_is(autojump_clock: MockClock, stack: Me
         "workspace": user["id"],
         "client_id": "prov",
         "reconnection_token_life_time": 172800.0,
+        "frame_bytes": 16 * 1024 * 1024,
     }
     assert user["is_anonymous"] is True
     assert token.count(".") == 2

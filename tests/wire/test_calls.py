@@ -247,10 +247,11 @@ def test_an_answer_has_exactly_one_argument_also_for_none() -> None:
 
 
 def test_a_rejection_looks_like_the_targets_own() -> None:
-    header, extra = read(calls.rejection("ws/b", "s1", "Target peer ws/a is not connected"))
+    header, extra = read(calls.rejection("ws/b", "s1", "Target peer ws/a is not connected", "peer_gone"))
     assert (header["method"], header["to"], header["from"]) == ("s1.reject", "ws/b", "ws/a")
     assert "session" not in header
-    assert extra == {"args": [{"_rtype": "error", "_rvalue": "Target peer ws/a is not connected", "_rtrace": ""}]}
+    told = {"_rtype": "error", "_rvalue": "Target peer ws/a is not connected", "_rtrace": "", "_rcode": "peer_gone"}
+    assert extra == {"args": [told]}
 
 
 def test_a_heartbeat_is_a_header_alone() -> None:

@@ -1,0 +1,175 @@
+"""The websocket to the server: where it is, the handshake, and messages out in their order (``protocol.md`` 1)."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import trio
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
+
+import hypha
+from hypha.errors import HyphaError, InvalidArgument, PeerGone, PermissionDenied, by_code
+from hypha.wire.dialect import TRIO_AGENT
+
+#: Opens a connection to the server.
+Dial = Callable[[], Awaitable[trio.abc.Stream]]
+
+#: Seconds in which the server must let a client in, or refuse it.
+HANDSHAKE_SECONDS = 30.0
+_QUEUE_BYTES = 8 * 1024 * 1024  # that may wait to be sent; one message may always wait
+_READ_BYTES = 256 * 1024
+_MAX_MESSAGE = 1 << 30  # bytes; the server has its own limit, which is lower
+_QUEUED_MESSAGES = 64
+_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a server is: ``http://host:port/base/path``, without a slash at the end."""
+
+    url: str
+    host: str
+    port: int
+    path: str
+    is_secure: bool
+
+    async def dial(self) -> trio.abc.Stream:
+        """Open a connection. Raises OSError."""
+        if not self.is_secure:
+            return await trio.open_tcp_stream(self.host, self.port)
+        context = ssl.create_default_context()
+        return await trio.open_ssl_over_tcp_stream(self.host, self.port, https_compatible=True, ssl_context=context)
+
+
+def parse_server_url(text: object) -> Location:
+    """Read ``http(s)://host[:port][/path]``, or what the server's websocket is called. Raises InvalidArgument."""
+    problem = InvalidArgument(f"server_url {text!r}: write it as http://host:port or https://host/path")
+    if not isinstance(text, str):
+        raise problem
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise problem from None
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise problem
+    secure = parts.scheme in {"https", "wss"}
+    path = parts.path.rstrip("/").removesuffix("/ws")
+    url = f"{'https' if secure else 'http'}://{parts.netloc.rpartition('@')[2]}{path}"
+    return Location(url, parts.hostname, port or _PORTS[parts.scheme], path, secure)
+
+
+class Refused(Exception):
+    """The server does not want this client, now or later. *error* says why."""
+
+    def __init__(self, error: HyphaError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Channel:
+    """An open websocket and the messages that wait to be sent.
+
+    They are sent by one task (:meth:`write`), because a send that is cancelled half way would break the connection.
+    """
+
+    def __init__(self, websocket: WebSocketConnection, info: dict[str, Any]) -> None:
+        """*info* is the ``connection_info`` with which the server let us in."""
+        self.info = info
+        self._websocket = websocket
+        self._waiting: deque[bytes | str] = deque()
+        self._bytes = 0
+        self._room = trio.lowlevel.ParkingLot()
+        self._wanted = trio.Event()
+
+    async def receive(self) -> bytes | str:
+        """The next message. Raises trio_websocket.ConnectionClosed. Reads on only when there is room for answers."""
+        while self._bytes > _QUEUE_BYTES:
+            await self._room.park()
+        return await self._websocket.get_message()
+
+    def put(self, message: bytes | str) -> None:
+        """Send *message* as soon as possible, without waiting: for what is small."""
+        self._waiting.append(message)
+        self._bytes += len(message)
+        self._wanted.set()
+
+    async def send(self, message: bytes) -> None:
+        """Wait for room in the queue and put *message* there. A cancelled one is not sent."""
+        while self._waiting and self._bytes + len(message) > _QUEUE_BYTES:
+            await self._room.park()
+        self.put(message)
+
+    async def write(self) -> None:
+        """Send what waits, for ever. Raises trio_websocket.ConnectionClosed."""
+        while True:
+            while self._waiting:
+                message = self._waiting.popleft()
+                await self._websocket.send_message(message)
+                self._bytes -= len(message)
+                if self._room:
+                    self._room.unpark_all()
+            self._wanted = trio.Event()
+            await self._wanted.wait()
+
+    async def is_alive(self, patience: float) -> bool:
+        """Whether the server answers a ping within *patience* seconds."""
+        with trio.move_on_after(patience):
+            await self._websocket.ping()
+            return True
+        return False
+
+    async def close(self, patience: float) -> None:
+        """Say goodbye: what waits goes out first, when the server takes it within *patience* seconds."""
+        with trio.move_on_after(patience, shield=True):
+            while self._waiting:
+                await self._room.park()
+            await self._websocket.aclose(1000)
+
+
+async def open_channel(
+    nursery: trio.Nursery, location: Location, dial: Dial, credentials: Mapping[str, str | None]
+) -> Channel:
+    """Connect and introduce ourselves. The tasks of the connection run in *nursery*.
+
+    Raises :class:`Refused`, and :class:`PeerGone` when the server cannot be reached or does not answer.
+    """
+    try:
+        with trio.fail_after(HANDSHAKE_SECONDS):
+            websocket = await wrap_client_stream(
+                nursery,
+                cast(trio.SocketStream, await dial()),  # any stream will do
+                f"{location.host}:{location.port}",
+                f"{location.path}/ws",
+                extra_headers=[(b"user-agent", f"{TRIO_AGENT}{hypha.__version__}".encode())],
+                message_queue_size=_QUEUED_MESSAGES,
+                max_message_size=_MAX_MESSAGE,
+                receive_buffer_size=_READ_BYTES,
+            )
+            await websocket.send_message(json.dumps(credentials))
+            first = await websocket.get_message()
+    except (OSError, trio.BrokenResourceError, HandshakeError, ConnectionClosed, trio.TooSlowError) as exc:
+        raise PeerGone(f"cannot connect to {location.url}: {_reason(exc)}") from exc
+    return Channel(websocket, _read_greeting(first))
+
+
+def _reason(exc: BaseException) -> str:
+    if isinstance(exc, trio.TooSlowError):
+        return f"no answer within {HANDSHAKE_SECONDS:g} s"
+    if isinstance(exc, ConnectionClosed) and exc.reason is not None:
+        return f"the server closed the connection ({exc.reason.code} {exc.reason.reason or exc.reason.name})"
+    return str(exc) or type(exc).__name__
+
+
+def _read_greeting(first: bytes | str) -> dict[str, Any]:
+    document = json.loads(first) if isinstance(first, str) else {}
+    if document.get("type") == "connection_info":
+        return dict(document)
+    text = document.get("message") or "the server answered with something that is no greeting"
+    raise Refused((by_code(document.get("code")) or PermissionDenied)(text))

@@ -1,0 +1,202 @@
+"""Keeps a program connected: comes back when the connection is lost, and says goodbye (``protocol.md`` 1.6)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+from trio_websocket import ConnectionClosed
+
+from hypha.client.channel import Channel, Dial, Refused, open_channel
+from hypha.client.peer import Peer
+from hypha.client.settings import Settings
+from hypha.errors import HyphaError, PeerGone
+
+logger = logging.getLogger(__name__)
+
+_MAX_DELAY = 60.0
+#: A connection that lived for less is a failed attempt: coming back at once would be a way to hurt the server.
+_STABLE_SECONDS = 5.0
+_TICK_SECONDS = 1.0
+#: Seconds between pings to the server, and in which it must answer one.
+_PING_SECONDS = 20.0
+_GOODBYE_SECONDS = 1.0
+
+
+class Link:
+    """The connections of one *peer*, one after the other. *on_up* is awaited when there is a new one.
+
+    *on_down* is told why there is none any more, and whether the client tries again.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        settings: Settings,
+        dial: Dial | None,
+        on_up: Callable[[Channel], Awaitable[None]],
+        on_down: Callable[[HyphaError, bool], None],
+    ) -> None:
+        self._peer = peer
+        self._settings = settings
+        self._location = settings.location
+        self._dial = dial or self._location.dial
+        self._on_up = on_up
+        self._on_down = on_down
+        self._life = trio.CancelScope()
+        self._channel: Channel | None = None
+        self._token: str | None = None
+        self._workspace: str | None = settings.workspace
+        self._closing = False
+        self._said_goodbye = trio.Event()
+        self._over = trio.Event()
+        self._error: HyphaError | None = None
+
+    async def live(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The task of the client: ends after :meth:`close`, or when there will be no connection any more.
+
+        Is started when there is a connection. Raises the :class:`HyphaError` that prevents the first one.
+        """
+        connected = False
+
+        def up() -> None:
+            nonlocal connected
+            if not connected:
+                connected = True
+                self._life.shield = True  # from here on it ends by close(), which says goodbye
+                task_status.started()
+
+        with self._life:
+            failure = await self._stay(up)
+            if not connected:
+                raise failure
+            self._end(failure)
+
+    async def _stay(self, up: Callable[[], None]) -> HyphaError:
+        """Connect again and again; returns why there is no connection any more."""
+        attempt = 0
+        while True:
+            began = trio.current_time()
+            failure, was_up = await self._connect(up)
+            if isinstance(failure, Refused):
+                return failure.error
+            if self._closing or not self._settings.reconnect or self._token is None:
+                return failure
+            attempt = 0 if was_up and trio.current_time() - began > _STABLE_SECONDS else attempt + 1
+            if was_up:
+                self._on_down(failure, True)
+            delay = 0.0 if attempt == 0 else min(2.0 ** (attempt - 1), _MAX_DELAY) * random.uniform(0.5, 1.0)  # noqa: S311  jitter is no secret
+            logger.info("%s; the next attempt comes in %.1f s", failure, delay)
+            await trio.sleep(delay)
+
+    async def _connect(self, up: Callable[[], None]) -> tuple[Refused | HyphaError, bool]:
+        """One connection from its begin to its end; returns why it ended, and whether there was one."""
+        failure: Refused | HyphaError = PeerGone(f"the connection to {self._location.url} was lost")
+        was_up = False
+        async with trio.open_nursery() as nursery:
+            try:
+                channel = await open_channel(nursery, self._location, self._dial, self._credentials())
+            except (Refused, PeerGone) as exc:
+                failure = exc
+            else:
+                was_up = True
+                await self._serve(channel, nursery, up)
+                if self._closing:
+                    await self._said_goodbye.wait()  # the tasks of the websocket take the server's answer
+            nursery.cancel_scope.cancel()
+        return failure, was_up
+
+    async def _serve(self, channel: Channel, nursery: trio.Nursery, up: Callable[[], None]) -> None:
+        self._channel = channel
+        self._token = channel.info.get("reconnection_token")
+        self._workspace = channel.info["workspace"]
+        self._peer.attach(channel, nursery)
+        try:
+            with trio.CancelScope() as scope:
+                for task in (Channel.write, self._read, self._tick, self._watch):
+                    nursery.start_soon(_until_closed, task, channel, scope)
+                await self._on_up(channel)
+                up()
+                await trio.sleep_forever()
+        finally:
+            self._channel = None
+            self._peer.detach()
+
+    async def _read(self, channel: Channel) -> None:
+        while True:
+            message = await channel.receive()
+            if isinstance(message, bytes):
+                self._peer.take(message)
+            else:
+                self._take_text(message)
+
+    def _take_text(self, text: str) -> None:
+        document: Any = json.loads(text)
+        if isinstance(document, dict) and document.get("type") == "reconnection_token":
+            self._token = document.get("reconnection_token")
+
+    async def _tick(self, channel: Channel) -> None:
+        """Heartbeats, and a new reconnection token before the old one expires."""
+        life = float(channel.info.get("reconnection_token_life_time") or 3600.0)
+        refresh_at = trio.current_time() + life / 1.5
+        while True:
+            await trio.sleep(_TICK_SECONDS)
+            now = trio.current_time()
+            self._peer.beat(now)
+            if now >= refresh_at:
+                refresh_at = now + life / 1.5
+                channel.put(json.dumps({"type": "refresh_token"}))
+
+    async def _watch(self, channel: Channel) -> None:
+        """Ping the server; returns when it does not answer any more."""
+        while True:
+            await trio.sleep(_PING_SECONDS)
+            if not await channel.is_alive(_PING_SECONDS):
+                logger.warning("%s does not answer any more", self._location.url)
+                return
+
+    def _credentials(self) -> dict[str, str | None]:
+        return {
+            "client_id": self._settings.client_id,
+            "workspace": self._workspace,
+            "token": self._settings.token,
+            "reconnection_token": self._token,
+        }
+
+    def _end(self, error: HyphaError) -> None:
+        if self._closing:
+            return
+        self._error = error
+        self._peer.end(error)
+        self._on_down(error, False)
+        self._over.set()
+
+    async def wait_over(self) -> None:
+        """Wait until there will be no connection any more. Raises why, unless :meth:`close` has ended it."""
+        await self._over.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def close(self) -> None:
+        """Say goodbye, for which the server has a second, and end. Also when it is cancelled."""
+        self._closing = True
+        if self._channel is not None:
+            await self._channel.close(_GOODBYE_SECONDS)
+        self._said_goodbye.set()
+        self._peer.end(PeerGone("this client has disconnected"))
+        self._over.set()
+        self._life.cancel()
+
+
+async def _until_closed(task: Callable[[Channel], Awaitable[None]], channel: Channel, scope: trio.CancelScope) -> None:
+    """Run *task*, and end *scope* with it: it returns, or the connection is closed."""
+    try:
+        await task(channel)
+    except ConnectionClosed as exc:
+        logger.info("the connection was closed: %s", exc.reason)
+    finally:
+        scope.cancel()

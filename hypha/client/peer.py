@@ -1,0 +1,547 @@
+"""One client as its peers see it: it calls their functions, and its own are called (``protocol.md`` 2 to 6).
+
+Every call that comes in is a task of its own in the nursery of the connection, and ends with it; so do generators that
+others iterate. What is small and must keep its order (answers, heartbeats, parts of messages) is done by the reader.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import trio
+
+from hypha.client.channel import Channel
+from hypha.client.drive import Drive
+from hypha.client.remote import RemoteFunction, RemoteGenerator
+from hypha.client.run import Runner
+from hypha.client.service import Offered
+from hypha.client.store import Group, Store
+from hypha.client.values import Codec, Decoder, Encoder, Record, decode_error, encode_error
+from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, PeerGone, PermissionDenied
+from hypha.wire import calls, values
+from hypha.wire.calls import CallBody, CallTable, Promise, encode_value
+from hypha.wire.chunks import CACHE_PREFIX, ChunkStore, arguments, slices
+from hypha.wire.frame import Frame, read_delivered
+
+logger = logging.getLogger(__name__)
+
+BUILT_IN = "services.built-in."
+
+#: Bytes of a message up to which every peer takes it whole, and of the parts of a longer one (``protocol.md`` 2.6).
+SMALL_PART = 262_144
+#: The same between two clients of this kind, and to the server.
+LARGE_PART = 1024 * 1024
+_PART_ROOM = 1024  # bytes of a header
+_PARTS_AT_ONCE = 8
+_MAX_CHUNKED = 1 << 30  # bytes of unfinished messages in parts from one peer
+_MAX_CHUNKED_COUNT = 64
+_ANSWERS = frozenset({"resolve", "reject", "heartbeat"})
+_FAR = 1e15  # a deadline that nobody has set, in trio time
+_MAX_KNOWN = 1000  # peers whose abilities are remembered
+
+#: What this client says of its built-in service.
+BUILT_IN_CONFIG = {"visibility": "public", "require_context": True, "api_version": 3, "part_bytes": LARGE_PART}
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """How large messages go to a peer. *by_index*: parts come in any order. *compact*: it knows the promise ``*``."""
+
+    part_bytes: int
+    by_index: bool
+    compact: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A function of ours that works for another peer."""
+
+    sender: str
+    session: str
+    promise: Promise | None
+    scope: trio.CancelScope
+    next_beat: float
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class _Outcome:
+    settled: trio.Event = field(default_factory=trio.Event)
+    succeeded: bool = False
+    value: Any = None
+
+    def settle(self, succeeded: bool, value: Any) -> None:
+        self.succeeded, self.value = succeeded, value
+        self.settled.set()
+
+
+class Peer:
+    """The logical presence of a program at the server; it survives the connections that serve it one after another.
+
+    *patience*: seconds without an answer or a heartbeat after which a call fails, None for ever. *on_event* takes
+    what is no call.
+    """
+
+    def __init__(self, runner: Runner, patience: float | None, on_event: Callable[[Record], None]) -> None:
+        self.store = Store()
+        self.codecs: dict[str, Codec] = {}
+        self.decoder = Decoder(partial(RemoteFunction, self), partial(RemoteGenerator, self), self.codecs)
+        self.runner = runner
+        #: ``workspace/client``, as others address it.
+        self.name = ""
+        self.workspace = ""
+        #: Where the server's own services are.
+        self.manager = ""
+        self._patience = patience
+        self._on_event = on_event
+        self._frame_bytes = LARGE_PART
+        self._channel: Channel | None = None
+        self._nursery: trio.Nursery | None = None
+        self._attached = trio.Event()
+        self._over: HyphaError | None = None
+        self._calls = CallTable()
+        self._running: dict[tuple[str, str], _Running] = {}
+        self._chunks: dict[str, ChunkStore] = {}
+        self._abilities: OrderedDict[str, Abilities] = OrderedDict()
+
+    # --- the connection ---------------------------------------------------------------------------------------
+
+    def attach(self, channel: Channel, nursery: trio.Nursery) -> None:
+        """Speak through *channel* from now on; the calls of others run in *nursery*."""
+        info = channel.info
+        self.workspace = info["workspace"]
+        self.name = f"{self.workspace}/{info['client_id']}"
+        self.manager = f"*/{info['manager_id']}"
+        self._frame_bytes = info.get("frame_bytes", LARGE_PART)
+        self._channel, self._nursery = channel, nursery
+        self._attached.set()
+
+    def detach(self) -> None:
+        """The connection is over: calls fail, and nothing of it is left but the services."""
+        self._channel = self._nursery = None
+        self._attached = trio.Event()
+        for entry in list(self._calls.pending.values()):
+            self._calls.close(entry)
+            entry.settle(False, PeerGone("the connection to the server was lost during the call"))
+        self.store.clear()
+        self._chunks.clear()
+        self._abilities.clear()
+
+    def end(self, error: HyphaError) -> None:
+        """There will be no connection any more; calls fail with *error*."""
+        self._over = error
+        self._attached.set()
+
+    async def channel(self) -> Channel:
+        """The connection, when there is one: waits while the client comes back. Raises what ended it for good."""
+        while self._channel is None:
+            if self._over is not None:
+                raise self._over
+            await self._attached.wait()
+        return self._channel
+
+    def take(self, message: bytes) -> None:
+        """Take a message that has come."""
+        try:
+            self._dispatch(read_delivered(message))
+        except HyphaError as exc:
+            logger.warning("dropped a message that cannot be read: %s", exc)
+
+    def beat(self, now: float) -> None:
+        """Send the heartbeats that are due (``protocol.md`` 4.6). *now*: trio time in seconds."""
+        for running in self._running.values():
+            promise = running.promise
+            if promise is None or promise.heartbeat is None or promise.interval is None or running.next_beat > now:
+                continue
+            running.next_beat = now + promise.interval
+            self._put(calls.heartbeat(running.sender, promise, running.session))
+
+    def _put(self, message: calls.Message) -> None:
+        if self._channel is not None:
+            self._channel.put(encode_value(message.fields) + message.body)
+
+    # --- calling ----------------------------------------------------------------------------------------------
+
+    async def invoke(self, function: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a function that another peer has sent (``protocol.md`` 3.2). Raises what :meth:`call` raises."""
+        return await self.call(
+            function["_rtarget"],
+            function["_rmethod"],
+            args,
+            kwargs,
+            promise=function.get("_rpromise", True),
+            cancels=bool(function.get("_rcancel")),
+        )
+
+    async def call(
+        self,
+        target: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        promise: object = "*",
+        cancels: bool = False,
+    ) -> Any:
+        """Call *method* of *target* and return its value.
+
+        *promise*: how the answer is wanted, as the function's own map says (``protocol.md`` 4.2); without any, nothing
+        is waited for. *cancels*: the callee stops when it is told to. Raises :class:`RemoteError` with the function's
+        own text, :class:`PeerGone`, :class:`CallTimeout`, another :class:`HyphaError` that the other end has named,
+        and :class:`InvalidArgument` for what cannot be sent. While there is no connection it waits for the next one.
+        """
+        channel = await self.channel()
+        outcome, deadline = _Outcome(), trio.current_effective_deadline()
+        with self._silence() as scope:
+            entry = self._calls.open(self.name, target, outcome.settle, partial(self._extend, scope))
+            try:
+                extra = self._arguments(args, kwargs, entry.session, target)
+                extra.update(self._promise(promise, entry.session))
+                if deadline < _FAR:
+                    extra["timeout"] = max(0.0, deadline - trio.current_time())
+                fields = {"type": "method", "to": target, "method": method, "session": entry.session}
+                await self._send(channel, fields, extra, None)
+                if promise:
+                    await outcome.settled.wait()
+            finally:
+                self._calls.close(entry)
+                self.store.close(entry.session)
+                if cancels and promise and not outcome.settled.is_set() and channel is self._channel:
+                    self._put(calls.cancellation(target, entry.session))
+        if not promise:
+            return None
+        if not outcome.settled.is_set():
+            waited = f"method_timeout = {self._patience:g} s"
+            raise CallTimeout(f"{target}:{method} gave neither a result nor a heartbeat for {waited}")
+        return self._result(target, outcome)
+
+    def notify(self, target: str, method: str) -> None:
+        """Call *method* of *target* without arguments; nobody waits for it."""
+        self._put(calls.notice(target, method))
+
+    def _silence(self) -> trio.CancelScope:
+        return trio.CancelScope() if self._patience is None else trio.move_on_after(self._patience)
+
+    def _extend(self, scope: trio.CancelScope) -> None:
+        if self._patience is not None:
+            scope.deadline = trio.current_time() + self._patience
+
+    def _promise(self, promise: object, session: str) -> dict[str, Any]:
+        if promise == "*":
+            return {"promise": "*", "t": calls.HEARTBEAT_SECONDS}
+        return {"promise": calls.explicit_promise(self.name, session)} if promise else {}
+
+    def _arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, session: str, target: str
+    ) -> dict[str, Any]:
+        encode = self.encoder(target, session).encode
+        encoded = [encode(item) for item in args]
+        if not kwargs:
+            return {"args": encoded}
+        return {"args": [*encoded, {key: encode(item) for key, item in kwargs.items()}], "with_kwargs": True}
+
+    def encoder(self, target: str, session: str | None) -> Encoder:
+        """Encodes for *target*. Functions live as long as the call *session*, or until *target* is gone."""
+        groups: dict[bool, Group] = {}
+
+        def offer(function: Callable[..., Any], *, lasting: bool) -> dict[str, Any]:
+            if lasting not in groups:
+                kept = lasting or session is None
+                groups[lasting] = self.store.keep(target) if kept else self.store.open(str(session), target)
+            return groups[lasting].offer(function, self.name)
+
+        return Encoder(offer, partial(self._offer_generator, target), self.codecs)
+
+    def _offer_generator(self, target: str, generator: Any) -> dict[str, Any]:
+        if self._nursery is None:
+            raise PeerGone("the connection to the server was lost")
+        group = self.store.keep(target)
+        drive = Drive(generator, self.runner, partial(self.store.forget, group))
+        group.on_end = drive.end
+        step, closing = group.add(drive.next), group.add(drive.close)
+        self._nursery.start_soon(drive.run)
+        return {
+            "_rtype": "generator",
+            "_rtarget": self.name,
+            "_rmethod": step,
+            "_rclose_method": closing,
+            "_rpromise": "*",
+            "_rdoc": getattr(generator, "__doc__", None),
+            "_rcancel": True,
+        }
+
+    def _result(self, target: str, outcome: _Outcome) -> Any:
+        if not outcome.succeeded:
+            raise outcome.value if isinstance(outcome.value, HyphaError) else decode_error(outcome.value)
+        return self.decoder.decode(outcome.value, target.partition("/")[0])
+
+    # --- sending ----------------------------------------------------------------------------------------------
+
+    async def _send(self, channel: Channel, fields: dict[str, Any], extra: dict[str, Any], session: str | None) -> None:
+        """Send a message, in parts when it is long. *session*: the call that it answers, which the parts keep alive."""
+        packed = encode_value(fields) + encode_value(extra)
+        target = fields["to"]
+        if len(packed) <= SMALL_PART or str(fields["method"]).startswith(CACHE_PREFIX):
+            await channel.send(packed)
+            return
+        able = await self._able(target)
+        if len(packed) <= able.part_bytes:
+            await channel.send(packed)
+            return
+        await self._send_parts(target, packed, able, session)
+
+    async def _able(self, target: str) -> Abilities:
+        if target == self.manager:
+            return Abilities(min(LARGE_PART, self._frame_bytes - _PART_ROOM), by_index=True, compact=True)
+        known = self._abilities.get(target)
+        if known is None:
+            service = await self.call(target, BUILT_IN + "get_service", ["built-in"], promise=True)
+            config = service.get("config") if isinstance(service, dict) else None
+            known = self._abilities[target] = _abilities(config if isinstance(config, dict) else {}, self._frame_bytes)
+            if len(self._abilities) > _MAX_KNOWN:
+                self._abilities.popitem(last=False)
+        return known
+
+    async def _send_parts(self, target: str, packed: bytes, able: Abilities, session: str | None) -> None:
+        key, heartbeat = session or secrets.token_urlsafe(12), session is not None
+        promise = "*" if able.compact else True
+
+        async def cache(operation: str, *args: Any) -> None:
+            # All by position: a JavaScript receiver appends the context after them (``protocol.md`` 11.9).
+            await self.call(target, CACHE_PREFIX + operation, [key, *args, heartbeat], promise=promise)
+
+        await cache("create")
+        parts = slices(packed, able.part_bytes)
+        if able.by_index:
+            await _at_once([partial(cache, "set", index, part) for index, part in enumerate(parts)])
+        else:
+            for part in parts:
+                await cache("append", part)
+        await cache("process")
+
+    # --- being called -----------------------------------------------------------------------------------------
+
+    def _dispatch(self, frame: Frame) -> None:
+        if frame.type != "method" or frame.method is None:
+            self._event(frame)
+            return
+        session, _, name = frame.method.rpartition(".")
+        sender = str(frame.fields.get("from", ""))
+        if name in _ANSWERS and session in self._calls.pending:
+            self._take_answer(frame, sender)
+        elif frame.method.startswith(BUILT_IN):
+            self._answer_at_once(frame, partial(self._built_in, frame, sender))
+        elif name in _ANSWERS and frame.session is None:
+            logger.debug("a late answer from %s", sender)
+        else:
+            self._start(frame, sender)
+
+    def _take_answer(self, frame: Frame, sender: str) -> None:
+        if not self._calls.receive(sender, self.name, frame):
+            logger.warning("an answer from %s, of whom it was not asked", sender)
+        elif frame.wants_answer:  # a heartbeat of an older client, which must know that it was heard
+            self._answer_at_once(frame, lambda: None)
+
+    def _event(self, frame: Frame) -> None:
+        event = self.decoder.decode({**frame.fields, **frame.extra()}, self.workspace)
+        if frame.type == "client_disconnected" and "from" not in frame.fields and isinstance(event.get("data"), dict):
+            self.store.forget_peer(f"{self.workspace}/{event['data'].get('id')}")
+        self._on_event(event)
+
+    def _answer_at_once(self, frame: Frame, function: Callable[[], Any]) -> None:
+        body = calls.parse_call(frame.extra(), frame.session)
+        try:
+            succeeded, value = True, function()
+        except HyphaError as exc:
+            succeeded, value = False, values.error(exc.remote_text(), exc.code)
+        if body.promise is not None:
+            sender, session = str(frame.fields.get("from", "")), frame.session or ""
+            method = body.promise.resolve if succeeded else body.promise.reject
+            self._put(calls.answer(sender, method, session, value))
+
+    def _start(self, frame: Frame, sender: str) -> None:
+        try:
+            assert frame.method is not None
+            offered = self.store.find(frame.method, sender, self.workspace)
+            body = calls.parse_call(frame.extra(), frame.session)
+        except HyphaError as exc:
+            self._answer_at_once(frame, partial(_raise, exc))
+            return
+        assert self._nursery is not None
+        self._nursery.start_soon(self._serve, frame, sender, offered, body)
+
+    async def _serve(self, frame: Frame, sender: str, offered: Offered, body: CallBody) -> None:
+        """One call of another peer: ends with the function, when its caller gives up, or with the connection."""
+        now = trio.current_time()
+        patience = frame.extra().get("timeout")
+        scope = trio.CancelScope()
+        if isinstance(patience, int | float):
+            scope.deadline = now + patience
+        interval = body.promise.interval if body.promise is not None else None
+        running = _Running(sender, frame.session or "", body.promise, scope, now + 0.8 * (interval or 0.0))
+        key = sender, frame.session or secrets.token_hex(8)
+        self._running[key] = running
+        try:
+            with scope:
+                await self._run(frame, sender, offered, body)
+            if scope.cancelled_caught and body.promise is not None:
+                # Nobody waits for it; the server strikes the call out.
+                text = "the call was cancelled by its caller" if running.cancelled else "the caller's time is over"
+                over = values.error(CallTimeout(text).remote_text(), CallTimeout.code)
+                self._put(calls.answer(sender, body.promise.reject, running.session, over))
+        finally:
+            del self._running[key]
+
+    async def _run(self, frame: Frame, sender: str, offered: Offered, body: CallBody) -> None:
+        succeeded, value = await self._outcome(frame, sender, offered, body)
+        if body.promise is None:
+            return
+        session = frame.session or body.promise.resolve.rpartition(".")[0]
+        method = body.promise.resolve if succeeded else body.promise.reject
+        fields = {"type": "method", "to": sender, "method": method, "parent": session}
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            await self._send(channel, fields, {"args": [value]}, session)
+        except HyphaError as exc:
+            logger.warning("the answer to %s could not be sent: %s", sender, exc)
+            error = values.error(exc.remote_text(), exc.code)
+            self._put(calls.answer(sender, body.promise.reject, session, error))
+
+    async def _outcome(self, frame: Frame, sender: str, offered: Offered, body: CallBody) -> tuple[bool, Any]:
+        """What the function returns, encoded, or its error. Nothing that it raises ends the connection."""
+        place = sender.partition("/")[0]
+        try:
+            args = [self.decoder.decode(item, place) for item in body.args]
+            kwargs = {name: self.decoder.decode(item, place) for name, item in body.kwargs.items()}
+            if offered.injects:
+                kwargs["context"] = Record({**frame.fields, "connection_type": "websocket"})
+            value = await self.runner.call(offered.function, args, kwargs)
+            return True, self.encoder(sender, None).encode(value)
+        except (Exception, SystemExit) as exc:  # noqa: BLE001  the program's own, which its caller gets
+            logger.info("%s failed for %s: %r", frame.method, sender, exc)
+            return False, encode_error(exc)
+
+    def cancel(self, sender: str, session: object) -> None:
+        """Stop the function that works for *sender* in its call *session*, if there is one."""
+        running = self._running.get((sender, str(session)))
+        if running is not None:
+            running.cancelled = True
+            running.scope.cancel()
+
+    # --- the built-in service (``protocol.md`` 6) -------------------------------------------------------------
+
+    def _built_in(self, frame: Frame, sender: str) -> Any:
+        assert frame.method is not None
+        name = frame.method.removeprefix(BUILT_IN)
+        operation = name.removeprefix("message_cache.")
+        if operation != name:
+            self._chunk(operation, frame, sender)
+            return None
+        body = calls.parse_call(frame.extra(), frame.session)
+        function = {"ping": self._ping, "get_service": self._get_service, "cancel": self.cancel}.get(name)
+        if function is None:
+            raise NotFound(f"Method not found: {frame.method[:200]}")
+        if len(body.args) != 1 or body.kwargs:
+            raise InvalidArgument(f"{name} takes one argument")
+        return function(sender, body.args[0])
+
+    def _ping(self, sender: str, message: object) -> str:
+        if message != "ping":
+            raise InvalidArgument("ping takes the text 'ping'")
+        return "pong"
+
+    def _get_service(self, sender: str, service_id: object) -> dict[str, Any]:
+        if service_id == "built-in":
+            return self._built_in_interface()
+        service = self.store.services.get(str(service_id))
+        if service is None:
+            raise NotFound(f"'Service not found: {str(service_id)[:200]}'")
+        if not service.is_open_to(sender.partition("/")[0], self.workspace):
+            raise PermissionDenied(f"Permission denied for getting protected service: {service.id}")
+        return service.interface(self.name, self.workspace, self.encoder(sender, None))
+
+    def _built_in_interface(self) -> dict[str, Any]:
+        def function(path: str) -> dict[str, Any]:
+            return values.method(self.name, BUILT_IN + path, promise="*")
+
+        cache = {name: function(f"message_cache.{name}") for name in ("create", "append", "set", "process", "remove")}
+        functions = {name: function(name) for name in ("ping", "get_service", "cancel")}
+        return {
+            "id": "built-in",
+            "name": "built-in",
+            "type": "built-in",
+            "config": {**BUILT_IN_CONFIG, "workspace": self.workspace},
+            "message_cache": cache,
+            **functions,
+        }
+
+    def _chunk(self, operation: str, frame: Frame, sender: str) -> None:
+        given = arguments(operation, frame.extra())
+        store = self._chunks.setdefault(sender, ChunkStore(_MAX_CHUNKED, _MAX_CHUNKED_COUNT))
+        key = given["key"]
+        if given.get("heartbeat"):
+            entry = self._calls.pending.get(key)
+            if entry is None or entry.target != sender:
+                raise NotFound(f"session does not exist anymore: {key[:100]}")
+            entry.alive()
+        if operation == "create":
+            store.create(key, overwrite=given.get("overwrite", False))
+        elif operation == "append":
+            store.append(key, given["data"])
+        elif operation == "set":
+            store.set(key, given["index"], given["data"])
+        elif operation == "remove":
+            store.remove(key)
+        else:
+            self._process(store.take(key), frame)
+        if not store.messages:
+            del self._chunks[sender]
+
+    def _process(self, package: bytes, frame: Frame) -> None:
+        inner = read_delivered(package)
+        if inner.method is not None and inner.method.startswith(CACHE_PREFIX):
+            raise InvalidArgument("a message in parts cannot itself be a part")
+        inner.fields.update({name: frame.fields.get(name) for name in ("from", "to", "user", "ws")})
+        inner.to = self.name
+        self._dispatch(inner)
+
+
+def _abilities(config: Mapping[str, Any], frame_bytes: int) -> Abilities:
+    version, size = config.get("api_version"), config.get("part_bytes")
+    modern = isinstance(version, int | float) and version >= 3
+    part = min(size, frame_bytes - _PART_ROOM) if isinstance(size, int) and size > SMALL_PART else SMALL_PART
+    return Abilities(part, by_index=modern, compact=modern)
+
+
+async def _at_once(functions: Sequence[Callable[[], Any]]) -> None:
+    """Run all of them, some at once. Raises what the first one raises that fails."""
+    failure: list[HyphaError] = []
+    room = trio.Semaphore(_PARTS_AT_ONCE)
+
+    async def run(function: Callable[[], Any], scope: trio.CancelScope) -> None:
+        try:
+            await function()
+        except HyphaError as exc:
+            failure.append(exc)
+            scope.cancel()
+        finally:
+            room.release()
+
+    async with trio.open_nursery() as nursery:
+        for function in functions:
+            await room.acquire()
+            nursery.start_soon(run, function, nursery.cancel_scope)
+    if failure:
+        raise failure[0]
+
+
+def _raise(error: HyphaError) -> None:
+    raise error

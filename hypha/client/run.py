@@ -1,0 +1,68 @@
+"""How functions of the program are run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import trio
+
+_MAX_THREADS = 40
+
+#: What :meth:`Runner.next` gives when a generator has ended.
+END = object()
+
+
+class Runner(Protocol):
+    """Runs what others call."""
+
+    async def call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of the function; raises what it raises."""
+
+    async def next(self, generator: Any) -> Any:
+        """The next value of a generator or iterator, :data:`END` when there is none."""
+
+    async def close(self, generator: Any) -> None:
+        """End a generator early."""
+
+
+class TrioRunner:
+    """Async functions run in trio; plain ones in worker threads, where they may block as long as they like.
+
+    A cancelled call of a plain function is forgotten: a thread cannot be stopped.
+    """
+
+    def __init__(self) -> None:
+        self._threads = trio.CapacityLimiter(_MAX_THREADS)
+
+    async def call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if is_async(function):
+            result = function(*args, **kwargs)
+        else:
+            result = await self._in_thread(function, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    async def next(self, generator: Any) -> Any:
+        if isinstance(generator, AsyncIterator):
+            return await anext(generator, END)
+        assert isinstance(generator, Iterator)
+        return await self._in_thread(next, generator, END)
+
+    async def close(self, generator: Any) -> None:
+        if hasattr(generator, "aclose"):
+            await generator.aclose()
+        elif hasattr(generator, "close"):
+            await self._in_thread(generator.close)
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = partial(function, *args, **kwargs)
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling *function* returns at once, and its work is done elsewhere."""
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004  not whether, but what is called
+    return any(kind(function) or kind(called) for kind in kinds)
