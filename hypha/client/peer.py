@@ -91,7 +91,11 @@ class Peer:
     def __init__(self, runner: Runner, patience: float | None, on_event: Callable[[Record], None]) -> None:
         self.store = Store()
         self.codecs: dict[str, Codec] = {}
-        self.decoder = Decoder(partial(RemoteFunction, self), partial(RemoteGenerator, self), self.codecs)
+        self.decoder = Decoder(
+            lambda encoded: runner.present(RemoteFunction(self, encoded)),
+            lambda encoded: runner.present(RemoteGenerator(self, encoded)),
+            self.codecs,
+        )
         self.runner = runner
         #: ``workspace/client``, as others address it.
         self.name = ""

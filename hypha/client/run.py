@@ -1,13 +1,18 @@
-"""How functions of the program are run."""
+"""How functions of the program are run, and how it sees those of others: the one place where its world differs."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
+
+from hypha.client.values import Received
+
+if TYPE_CHECKING:
+    from hypha.client.remote import RemoteFunction, RemoteGenerator
 
 _MAX_THREADS = 40
 
@@ -16,7 +21,7 @@ END = object()
 
 
 class Runner(Protocol):
-    """Runs what others call."""
+    """The world of a program: trio, threads, or another event loop. Its methods are called in trio."""
 
     async def call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of the function; raises what it raises."""
@@ -26,6 +31,9 @@ class Runner(Protocol):
 
     async def close(self, generator: Any) -> None:
         """End a generator early."""
+
+    def present(self, remote: RemoteFunction | RemoteGenerator) -> Received:
+        """What stands for a function or generator of another peer in this program."""
 
 
 class TrioRunner:
@@ -55,6 +63,9 @@ class TrioRunner:
             await generator.aclose()
         elif hasattr(generator, "close"):
             await self._in_thread(generator.close)
+
+    def present(self, remote: RemoteFunction | RemoteGenerator) -> Received:
+        return remote
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = partial(function, *args, **kwargs)
