@@ -39,6 +39,7 @@ from trio.testing import memory_stream_pair
 from hypha.assembly import build
 from hypha.broker.access import Level, Principal
 from hypha.broker.tokens import new_user_id
+from hypha.client import Server, connect_to_server
 from hypha.config import Config
 from hypha.errors import InvalidArgument
 from hypha.listen import open_sockets
@@ -119,12 +120,11 @@ class LiveServer:
         self._ending = trio.Event()
         self._failure: Exception | None = None
 
-    def connect(self, config: Mapping[str, Any] | None = None, /, **options: Any) -> AbstractAsyncContextManager[Any]:
-        """Our own client, connected to this server: what ``hypha.client.connect_to_server`` takes and gives."""
-        from hypha.client import connect_to_server  # type: ignore[import-not-found,attr-defined,unused-ignore]  # not there yet
-
-        settings = {"server_url": self.url, **(config or {})}
-        return connect_to_server(settings, dial=self.open_stream, **options)  # type: ignore[no-any-return,unused-ignore]  # as above
+    def connect(
+        self, config: Mapping[str, Any] | None = None, /, **options: Any
+    ) -> AbstractAsyncContextManager[Server]:
+        """Our own client, connected to this server: what :func:`hypha.client.connect_to_server` takes and gives."""
+        return connect_to_server({"server_url": self.url, **(config or {})}, dial=self.open_stream, **options)
 
     async def open_stream(self) -> trio.abc.HalfCloseableStream:
         """A connection on which nothing has been said yet. Whoever asks closes it. Raises OSError when none is taken.
