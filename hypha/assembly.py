@@ -98,6 +98,8 @@ class Assembly:
     async def _say_goodbye(self) -> None:
         await self._terminated.wait()
         self.is_ready = False
+        if self._launcher is not None:
+            self._launcher.retire()
         self._open_rooms().connections.say_goodbye("the server is restarting")
 
     def _on_opened(self, door: guard.Door) -> None:

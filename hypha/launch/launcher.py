@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import trio
 
@@ -23,7 +23,15 @@ class Launcher:
     @property
     def loaded(self) -> bool:
         """Whether every service is ready now."""
-        return all(service.ready for phase in self._phases for service in phase)
+        return all(service.ready for service in self._services())
+
+    def _services(self) -> Iterator[Supervisor]:
+        return (service for phase in self._phases for service in phase)
+
+    def retire(self) -> None:
+        """The server is about to end. Its clients are sent away, and programs may well end themselves then."""
+        for service in self._services():
+            service.retire()
 
     async def run(self) -> None:
         """Start the services and keep them until this is cancelled, which stops all of them at once.
@@ -31,7 +39,7 @@ class Launcher:
         Returns early when there is none left to keep. Raises :class:`LaunchFailed` in a group when one fails that must
         be there, and :class:`hypha.errors.ConfigError` when one cannot even be begun; none is left running.
         """
-        for service in (service for phase in self._phases for service in phase):
+        for service in self._services():
             self._host.open_workspace(service.workspace)
         async with trio.open_nursery() as nursery:
             for phase in self._phases:

@@ -172,7 +172,8 @@ class _Names:
         return free
 
     def unique(self, name: str) -> str:
-        """*name*, with a number when others have it: it was not chosen by a person."""
+        """*name* in one line, with a number when others have it: it was not chosen by a person."""
+        name = "".join(letter if letter.isprintable() else "?" for letter in name[:MAX_NAME])
         candidates = (f"{name}-{number}" if number else name for number in (0, *range(2, _MAX_NODES + 2)))
         return next(candidate for candidate in candidates if self.take(candidate))
 

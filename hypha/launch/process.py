@@ -46,6 +46,8 @@ class Child:
         # Both go on when everything is cancelled, until the end is over.
         self._watching, self._reading = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
         self._read = trio.Event()
+        # Its own: threads that wait for a stopped terminal take nobody else's.
+        self._limiter = trio.CapacityLimiter(1)
 
     @property
     def pid(self) -> int:
@@ -92,7 +94,7 @@ class Child:
         if lines:
             self._tail.extend(line[:TAIL_LINE_LENGTH] for line in lines)
             text = "".join(f"{self._prefix}{line}\n" for line in lines)
-            await trio.to_thread.run_sync(self._show, text, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._show, text, abandon_on_cancel=True, limiter=self._limiter)
 
     async def _end(self) -> None:
         """Ask the group to end, wait, kill what is left. Takes :data:`TERM_SECONDS` and a little at most."""

@@ -66,7 +66,7 @@ class Supervisor(ABC):
         self.settled = trio.Event()
         self._checks = checks
         self._host = host
-        self._runs = False
+        self._runs = self._retired = False
         #: trio time since which it is ready, or was in the life that has just ended.
         self._ready_since: float | None = None
 
@@ -80,18 +80,24 @@ class Supervisor(ABC):
         """Whether it has become ready in this life, or in the one that has just ended."""
         return self._ready_since is not None
 
+    def retire(self) -> None:
+        """The server is about to end: whatever happens to the service from now on is no failure."""
+        self._retired = True
+
     @abstractmethod
     async def live(self) -> str:
         """Start the service and stay as long as it runs. Returns why it failed, in words that begin with its name."""
 
     async def run(self) -> None:
-        """Keep the service running as its entry says. Returns when it has failed and the server goes on without it.
+        """Keep the service running as its entry says. Returns when it has ended and the server goes on without it.
 
         Raises :class:`LaunchFailed` when it must not.
         """
         row = 0
         while True:
             failure = await self.live()
+            if self._retired:
+                return
             since = self._ready_since
             calm = since is not None and trio.current_time() - since >= CALM_SECONDS
             if self._checks.on_failure == "stop":

@@ -358,6 +358,24 @@ async def test_one_that_must_be_there_stops_all_others_at_the_same_time(
     assert trio.current_time() - began < 2.3  # each end takes a tenth
 
 
+async def test_what_ends_when_the_server_is_about_to_end_is_no_failure(
+    host: FakeHost, autojump_clock: MockClock
+) -> None:
+    programs = Programs()
+    three = launcher(host, programs, *(entry(kind, on_failure=kind) for kind in ("stop", "restart", "warn")))
+
+    async def watch() -> None:
+        await trio.sleep(2)
+        said = list(host.said)
+        three.retire()
+        for program in programs.started:
+            program.exit(1)
+        await trio.sleep(60)
+        assert (host.said, len(programs.started)) == (said, 3)
+
+    await run(three, watch)
+
+
 async def test_workspaces_are_there_before_anything_starts(host: FakeHost, autojump_clock: MockClock) -> None:
     programs = Programs(lambda program: workspaces.append(set(host.workspaces)))
     workspaces: list[set[str]] = []

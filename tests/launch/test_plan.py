@@ -102,6 +102,7 @@ def test_python_is_the_interpreter_of_the_server(word: str) -> None:
 def test_names_are_unique(base: Path) -> None:
     text = "  - {command: python a}\n  - {command: python b}\n  - {name: x, command: python c}\n"
     assert [found.name for found in plan(base, HEAD + text).commands] == ["python", "python-2", "x"]
+    assert entry(base, '  - command: ["a\\nb"]\n').name == "a?b"
     again = mistake(base, HEAD + "  - {name: x, command: a}\n  - {name: x, command: b}\n")
     assert again == "4: another service has the name 'x' already"
 

@@ -20,7 +20,7 @@ import yaml
 
 from tests.house.processes import Result, run
 from tests.launch.programs import STUBBORN, gone, is_alive
-from tests.process.servers import HYPERCORN, SERVER, SINGLE, Live, live, refused, until
+from tests.process.servers import HYPERCORN, SERVER, SINGLE, Live, big_mount, live, refused, stalled_reader, until
 
 pytestmark = pytest.mark.slow
 
@@ -383,6 +383,23 @@ async def test_ten_programs_of_which_one_ignores_sigterm_are_gone_in_three_secon
     print(f"{seconds:.2f} s from SIGTERM to the end, of which {2.0} s are given to the program that ignores it")
     assert seconds < 3
     assert result.returncode == 0
+
+
+@ALL
+async def test_a_program_that_ends_when_it_is_sent_away_is_no_failure(command: Sequence[str], tmp_path: Path) -> None:
+    (tmp_path / "stay").touch()
+    entry = {"name": "brief", "command": ["sh", "-c", "while test -e stay; do sleep 0.02; done; exit 4"]}
+    full, environ = started(command, services(tmp_path, entry))
+    environ["HYPHA_STATIC_MOUNTS"] = big_mount(tmp_path)[1]
+    environ["HYPHA_LIMIT_DRAIN_SECONDS"] = "1"
+    async with live(full, tmp_path, environ) as server, stalled_reader(server.port, "/files/big"):
+        await until_loaded(server.port)
+        server.kill(signal.SIGTERM)
+        await refused(server.port)
+        (tmp_path / "stay").unlink()  # while the download may still end
+        result = await server.ended()
+    assert result.returncode == 0
+    assert "brief ended" not in result.stderr
 
 
 @BOTH
