@@ -27,6 +27,7 @@ from typing import Self
 
 from hypha.banner import announce, say
 from hypha.config import Config
+from hypha.orphans import Orphans
 
 #: Exit codes. 2 is also what a port or data directory in use gives: the cure is another command line.
 STOPPED, FAILED, MISUSED = 0, 1, 2
@@ -103,9 +104,12 @@ class Parent:
         self._stops = 0
         self._crashes = 0
         self._code: int | None = None
+        self._orphans: Orphans | None = None
 
     def run(self) -> int:
         """Serve until a signal or a failure ends it; the exit code. Leaves no process behind."""
+        if self._config.services_config is not None:
+            self._orphans = Orphans()
         with self._selector, _SignalPipe(self._on_signal) as signals:
             self._selector.register(signals, selectors.EVENT_READ, signals.read)
             try:
@@ -118,6 +122,8 @@ class Parent:
                 if self._worker is not None:
                     self._worker.process.kill()
                     self._worker.process.wait()
+                if self._orphans is not None:
+                    self._orphans.end()
         return self._code
 
     def _time_left(self) -> float | None:
@@ -201,6 +207,8 @@ class Parent:
 
     def _reap(self) -> None:
         worker = self._worker
+        if self._orphans is not None:
+            self._orphans.reap(None if worker is None else worker.process.pid)
         if worker is None or worker.process.poll() is None:
             return
         self._worker = self._kill_at = None
@@ -212,6 +220,8 @@ class Parent:
 
     def _on_exit(self, worker: Worker) -> None:
         code = worker.process.returncode
+        if self._orphans is not None:
+            self._orphans.end()
         if (worker.ready_at is None or worker.failed) and code in {FAILED, MISUSED}:
             self._code = code  # the worker has said why
         elif self._stops:

@@ -11,7 +11,7 @@ from pathlib import Path
 FOR_ALL = frozenset({"errors", "config"})
 
 _PEERS = frozenset({"wire", "broker"})
-_PROCESS = frozenset({"banner", "command", "lazy", "listen", "parent"})
+_PROCESS = frozenset({"banner", "command", "lazy", "listen", "orphans", "parent"})
 _ROOMS = frozenset({"wire", "broker", "store", "web", "launch", "apps", "scale", "aio"})
 _ASSEMBLED = _ROOMS | _PROCESS | {"assembly"}
 
@@ -34,9 +34,10 @@ ARROWS: dict[str, Set[str]] = {
     # The two commands, from the light end to the heavy one.
     "lazy": frozenset(),
     "listen": frozenset(),
+    "orphans": frozenset(),
     "command": frozenset(),
     "banner": {"listen"},
-    "parent": {"banner"},
+    "parent": {"banner", "orphans"},
     "worker": _ASSEMBLED,
     "hypercorn_command": _ASSEMBLED | {"worker"},
     "server": _ASSEMBLED | {"worker", "hypercorn_command"},
@@ -47,7 +48,7 @@ ARROWS: dict[str, Set[str]] = {
 
 #: Room -> the distributions outside the standard library that it may import.
 FOREIGN: dict[str, Set[str]] = {
-    "wire": {"msgpack"},
+    "wire": {"msgpack", "websockets"},
     "broker": {"jwt", "trio"},
     "web": {"h11", "hypercorn", "quart", "quart_trio", "trio", "websockets", "werkzeug"},
     "launch": {"trio", "yaml"},
@@ -77,7 +78,16 @@ RESERVED: dict[str, Set[str]] = {
 }
 
 #: Modules that a process imports before it knows that it will serve: they stay on the standard library.
-LIGHT = ("hypha", "hypha.server", "hypha.parent", "hypha.command", "hypha.banner", "hypha.listen", "hypha.lazy")
+LIGHT = (
+    "hypha",
+    "hypha.server",
+    "hypha.parent",
+    "hypha.command",
+    "hypha.banner",
+    "hypha.listen",
+    "hypha.lazy",
+    "hypha.orphans",
+)
 
 
 def room_of(module: str) -> str:

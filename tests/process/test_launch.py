@@ -19,8 +19,19 @@ import trio
 import yaml
 
 from tests.house.processes import Result, run
-from tests.launch.programs import STUBBORN, gone, is_alive
-from tests.process.servers import HYPERCORN, SERVER, SINGLE, Live, big_mount, live, refused, stalled_reader, until
+from tests.launch.programs import STUBBORN, gone, is_alive, is_there
+from tests.process.servers import (
+    HYPERCORN,
+    SERVER,
+    SINGLE,
+    Live,
+    big_mount,
+    command_line,
+    live,
+    refused,
+    stalled_reader,
+    until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -422,6 +433,61 @@ async def test_no_program_outlives_a_server_that_is_killed(command: Sequence[str
         await server.running.wait()
         await gone(pid)
         await refused(server.port)
+
+
+#: Starts another program, which the kernel does not kill with the worker, and one that has left its group, too.
+NEST = """
+sh -c 'echo pid $$ inner; exec sleep 99' &
+setsid sh -c 'echo pid $$ apart; exec sleep 99' &
+echo pid $$ outer
+wait
+"""
+
+
+async def test_what_programs_have_started_does_not_outlive_a_worker_that_was_killed(tmp_path: Path) -> None:
+    path = services(tmp_path, {"name": "nest", "command": ["sh", "-c", NEST]})
+    async with live([*SERVER, "--services-config", str(path)], tmp_path) as server:
+        pids = [await pid_of(server, "nest", word) for word in ("inner", "apart", "outer")]
+        os.kill(server.worker(), signal.SIGKILL)
+        await server.running.wait_for("back after", "stderr")
+        assert not any(map(is_alive, pids))
+        await until(lambda: server.running.stderr.count("nest | pid ") == 6)
+        again = [int(pid) for pid in re.findall(r"nest \| pid (\d+)", server.running.stderr)[3:]]
+        assert all(map(is_alive, again))
+        server.kill(signal.SIGTERM)
+        assert (await server.ended()).returncode == 0
+        assert not any(map(is_alive, again))
+
+
+async def test_what_programs_leave_behind_is_no_zombie(tmp_path: Path) -> None:
+    (tmp_path / "parent.sh").write_text(
+        "sh -c 'echo pid $$ left; sleep 0.2' &\nsleep 0.1; echo pid $$ parent; exec sleep 99\n"
+    )
+    path = services(tmp_path, {"name": "prog", "command": ["sh", "-c", "sh parent.sh & wait; sleep 99"]})
+    async with live([*SERVER, "--services-config", str(path)], tmp_path) as server:
+        left = await pid_of(server, "prog", "left")
+        os.kill(await pid_of(server, "prog", "parent"), signal.SIGKILL)
+        await until(lambda: not is_there(left))
+        server.kill(signal.SIGTERM)
+        assert (await server.ended()).returncode == 0
+
+
+async def test_processes_that_are_not_of_its_programs_are_left_alone(tmp_path: Path) -> None:
+    """What was there when the server took the place of a shell, and what it inherits from elsewhere."""
+    path = services(tmp_path, {"command": "sleep 99"})
+    script = 'sleep 98 & echo other $!; exec "$@"'
+    full = ["sh", "-c", script, "sh", *SERVER, "--services-config", str(path)]
+    async with live(full, tmp_path) as server:
+        other = int((await server.running.wait_for(r"^other (\d+)$"))[1])
+        (worker,) = [pid for pid in server.workers() if "hypha.worker" in command_line(pid)]
+        os.kill(worker, signal.SIGKILL)
+        await server.running.wait_for("back after", "stderr")
+        assert is_alive(other)
+        server.kill(signal.SIGTERM)
+        await refused(server.port)
+        assert is_alive(other)
+        os.kill(other, signal.SIGKILL)
+        assert (await server.ended()).returncode == 0
 
 
 async def test_a_new_worker_starts_the_programs_anew(tmp_path: Path) -> None:
