@@ -128,6 +128,7 @@ RULES = (
             "client/peer.py": 1,  # the call boundary of the program's functions
             "client/server.py": 2,  # the program's handler of an event; its block, whose error no nursery shall wrap
             "lazy.py": 1,  # the start of the application
+            "sync.py": 1,  # a call, whose error the thread that waits shall raise
             "testing.py": 1,  # the same, told to the test that opened the server
             "web/guard.py": 1,  # one connection
             "web/proxy.py": 1,  # the call boundary of HTTP
@@ -142,6 +143,7 @@ RULES = (
         "attributes are named in the source",
         _names_an_attribute_at_run_time,
         {
+            "client/face.py": 1,  # what a program asks of the connection, which is its own
             "client/service.py": 1,  # the public attributes of an object that a program registers
             "client/values.py": 2,  # what files have, named in a constant
             "config.py": 3,  # the fields of our own dataclasses
@@ -162,6 +164,7 @@ RULES = (
             "client/link.py": 1,  # what serves a connection
             "client/peer.py": 3,  # a call of another peer, a generator that it iterates, parts that are sent at once
             "client/server.py": 1,  # the program's handler of an event, for as long as it is connected
+            "sync.py": 1,  # a call that a thread waits for, ended with the connection
             "testing.py": 1,  # a connection in memory, in the nursery of Hypercorn's
             "web/guard.py": 1,  # a connection of the server's own programs, in the nursery of Hypercorn's
             "launch/launcher.py": 1,  # the life of each service
