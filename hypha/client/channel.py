@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
 
 import hypha
+from hypha.client.stream import MessageStream
 from hypha.errors import HyphaError, InvalidArgument, PeerGone, PermissionDenied, by_code
 from hypha.wire.dialect import TRIO_AGENT
 
@@ -23,9 +24,8 @@ Dial = Callable[[], Awaitable[trio.abc.Stream]]
 #: Seconds in which the server must let a client in, or refuse it.
 HANDSHAKE_SECONDS = 30.0
 _QUEUE_BYTES = 8 * 1024 * 1024  # that may wait to be sent; one message may always wait
-_READ_BYTES = 256 * 1024
 _MAX_MESSAGE = 1 << 30  # bytes; the server has its own limit, which is lower
-_QUEUED_MESSAGES = 64
+_BATCH_BYTES = 256 * 1024  # that are sent together
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -77,22 +77,42 @@ class Channel:
     """An open websocket and the messages that wait to be sent.
 
     They are sent by one task (:meth:`write`), because a send that is cancelled half way would break the connection.
+    Those that come are given to ``stream.take``, but for the few that :meth:`receive` returns.
     """
 
-    def __init__(self, websocket: WebSocketConnection, info: dict[str, Any]) -> None:
-        """*info* is the ``connection_info`` with which the server let us in."""
-        self.info = info
-        self._websocket = websocket
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        #: The ``connection_info`` with which the server let us in.
+        self.info: dict[str, Any] = {}
+        self.stream = MessageStream(stream, self._wait_room)
+        self._websocket: WebSocketConnection
         self._waiting: deque[bytes | str] = deque()
         self._bytes = 0
         self._room = trio.lowlevel.ParkingLot()
         self._wanted = trio.Event()
 
+    async def shake_hands(
+        self, nursery: trio.Nursery, location: Location, credentials: Mapping[str, str | None]
+    ) -> None:
+        """Introduce ourselves. Raises :class:`Refused`, and what trio_websocket raises."""
+        self._websocket = await wrap_client_stream(
+            nursery,
+            cast(trio.SocketStream, self.stream),  # any stream will do
+            f"{location.host}:{location.port}",
+            f"{location.path}/ws",
+            extra_headers=[(b"user-agent", f"{TRIO_AGENT}{hypha.__version__}".encode())],
+            max_message_size=_MAX_MESSAGE,
+        )
+        await self._websocket.send_message(json.dumps(credentials))
+        self.info = _read_greeting(await self._websocket.get_message())
+
     async def receive(self) -> bytes | str:
-        """The next message. Raises trio_websocket.ConnectionClosed. Reads on only when there is room for answers."""
+        """The next message that is no whole binary one. Raises trio_websocket.ConnectionClosed."""
+        return await self._websocket.get_message()
+
+    async def _wait_room(self) -> None:
+        """Read on only when there is room for answers. No checkpoint when there is."""
         while self._bytes > _QUEUE_BYTES:
             await self._room.park()
-        return await self._websocket.get_message()
 
     def put(self, message: bytes | str) -> None:
         """Send *message* as soon as possible, without waiting: for what is small."""
@@ -107,16 +127,35 @@ class Channel:
         self.put(message)
 
     async def write(self) -> None:
-        """Send what waits, for ever. Raises trio_websocket.ConnectionClosed."""
+        """Send what waits, for ever. Raises trio_websocket.ConnectionClosed and trio.BrokenResourceError."""
         while True:
             while self._waiting:
-                message = self._waiting.popleft()
-                await self._websocket.send_message(message)
-                self._bytes -= len(message)
-                if self._room:
-                    self._room.unpark_all()
+                first = self._waiting[0]
+                if isinstance(first, str):
+                    await self._websocket.send_message(first)
+                    self._sent([self._waiting.popleft()])
+                else:
+                    batch = self._batch()
+                    await self.stream.send_messages(batch)
+                    self._sent(batch)
             self._wanted = trio.Event()
             await self._wanted.wait()
+
+    def _batch(self) -> list[bytes]:
+        """Take the next messages that can be sent together."""
+        batch: list[bytes] = []
+        size = 0
+        while self._waiting and size < _BATCH_BYTES and isinstance(self._waiting[0], bytes):
+            message = self._waiting.popleft()
+            assert isinstance(message, bytes)
+            batch.append(message)
+            size += len(message)
+        return batch
+
+    def _sent(self, messages: Sequence[bytes | str]) -> None:
+        self._bytes -= sum(map(len, messages))
+        if self._room:
+            self._room.unpark_all()
 
     async def is_alive(self, patience: float) -> bool:
         """Whether the server answers a ping within *patience* seconds."""
@@ -125,10 +164,14 @@ class Channel:
             return True
         return False
 
+    async def abandon(self) -> None:
+        """Close the connection, whatever is under way."""
+        await trio.aclose_forcefully(self.stream)
+
     async def close(self, patience: float) -> None:
         """Say goodbye: what waits goes out first, when the server takes it within *patience* seconds."""
         with trio.move_on_after(patience, shield=True):
-            while self._waiting:
+            while self._bytes:
                 await self._room.park()
             await self._websocket.aclose(1000)
 
@@ -140,23 +183,17 @@ async def open_channel(
 
     Raises :class:`Refused`, and :class:`PeerGone` when the server cannot be reached or does not answer.
     """
+    channel: Channel | None = None
     try:
         with trio.fail_after(HANDSHAKE_SECONDS):
-            websocket = await wrap_client_stream(
-                nursery,
-                cast(trio.SocketStream, await dial()),  # any stream will do
-                f"{location.host}:{location.port}",
-                f"{location.path}/ws",
-                extra_headers=[(b"user-agent", f"{TRIO_AGENT}{hypha.__version__}".encode())],
-                message_queue_size=_QUEUED_MESSAGES,
-                max_message_size=_MAX_MESSAGE,
-                receive_buffer_size=_READ_BYTES,
-            )
-            await websocket.send_message(json.dumps(credentials))
-            first = await websocket.get_message()
+            channel = Channel(await dial())
+            await channel.shake_hands(nursery, location, credentials)
+            return channel
     except (OSError, trio.BrokenResourceError, HandshakeError, ConnectionClosed, trio.TooSlowError) as exc:
         raise PeerGone(f"cannot connect to {location.url}: {_reason(exc)}") from exc
-    return Channel(websocket, _read_greeting(first))
+    finally:
+        if channel is not None and not channel.info:
+            await channel.abandon()
 
 
 def _reason(exc: BaseException) -> str:

@@ -104,9 +104,12 @@ class Link:
                 failure = exc
             else:
                 was_up = True
-                await self._serve(channel, nursery, up)
-                if self._closing:
-                    await self._said_goodbye.wait()  # the tasks of the websocket take the server's answer
+                try:
+                    await self._serve(channel, nursery, up)
+                    if self._closing:
+                        await self._said_goodbye.wait()  # the tasks of the websocket take the server's answer
+                finally:
+                    await channel.abandon()
             nursery.cancel_scope.cancel()
         return failure, was_up
 
@@ -115,6 +118,7 @@ class Link:
         self._token = channel.info.get("reconnection_token")
         self._workspace = channel.info["workspace"]
         self._peer.attach(channel, nursery)
+        channel.stream.take = self._peer.take
         try:
             with trio.CancelScope() as scope:
                 for task in (Channel.write, self._read, self._tick, self._watch):
@@ -196,7 +200,7 @@ async def _until_closed(task: Callable[[Channel], Awaitable[None]], channel: Cha
     """Run *task*, and end *scope* with it: it returns, or the connection is closed."""
     try:
         await task(channel)
-    except ConnectionClosed as exc:
-        logger.info("the connection was closed: %s", exc.reason)
+    except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        logger.info("the connection was closed: %r", exc)
     finally:
         scope.cancel()

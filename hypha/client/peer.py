@@ -25,7 +25,7 @@ from hypha.client.store import Group, Store
 from hypha.client.values import Codec, Decoder, Encoder, Record, decode_error, encode_error
 from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, PeerGone, PermissionDenied
 from hypha.wire import calls, values
-from hypha.wire.calls import CallBody, CallTable, Promise, encode_value
+from hypha.wire.calls import CallBody, CallTable, MessagePacker, Promise, encode_value
 from hypha.wire.chunks import CACHE_PREFIX, ChunkStore, arguments, slices
 from hypha.wire.frame import Frame, read_delivered
 
@@ -110,6 +110,7 @@ class Peer:
         self._attached = trio.Event()
         self._over: HyphaError | None = None
         self._calls = CallTable()
+        self._packer = MessagePacker()
         self._running: dict[tuple[str, str], _Running] = {}
         self._chunks: dict[str, ChunkStore] = {}
         self._abilities: OrderedDict[str, Abilities] = OrderedDict()
@@ -192,20 +193,24 @@ class Peer:
         *,
         promise: object = "*",
         cancels: bool = False,
+        encoded: bool = False,
     ) -> Any:
         """Call *method* of *target* and return its value.
 
         *promise*: how the answer is wanted, as the function's own map says (``protocol.md`` 4.2); without any, nothing
-        is waited for. *cancels*: the callee stops when it is told to. Raises :class:`RemoteError` with the function's
-        own text, :class:`PeerGone`, :class:`CallTimeout`, another :class:`HyphaError` that the other end has named,
-        and :class:`InvalidArgument` for what cannot be sent. While there is no connection it waits for the next one.
+        is waited for. *cancels*: the callee stops when it is told to. *encoded*: *args* are as they travel.
+        Raises :class:`RemoteError` with the function's own text, :class:`PeerGone`, :class:`CallTimeout`, another
+        :class:`HyphaError` that the other end has named, and :class:`InvalidArgument` for what cannot be sent. While
+        there is no connection it waits for the next one.
         """
         channel = await self.channel()
         outcome, deadline = _Outcome(), trio.current_effective_deadline()
         with self._silence() as scope:
             entry = self._calls.open(self.name, target, outcome.settle, partial(self._extend, scope))
             try:
-                extra = self._arguments(args, kwargs, entry.session, target)
+                extra: dict[str, Any] = (
+                    {"args": args} if encoded else self._arguments(args, kwargs, entry.session, target)
+                )
                 extra.update(self._promise(promise, entry.session))
                 if deadline < _FAR:
                     extra["timeout"] = max(0.0, deadline - trio.current_time())
@@ -289,7 +294,7 @@ class Peer:
 
     async def _send(self, channel: Channel, fields: dict[str, Any], extra: dict[str, Any], session: str | None) -> None:
         """Send a message, in parts when it is long. *session*: the call that it answers, which the parts keep alive."""
-        packed = encode_value(fields) + encode_value(extra)
+        packed = self._packer.pack(fields, extra)
         target = fields["to"]
         if len(packed) <= SMALL_PART or str(fields["method"]).startswith(CACHE_PREFIX):
             await channel.send(packed)
@@ -318,7 +323,7 @@ class Peer:
 
         async def cache(operation: str, *args: Any) -> None:
             # All by position: a JavaScript receiver appends the context after them (``protocol.md`` 11.9).
-            await self.call(target, CACHE_PREFIX + operation, [key, *args, heartbeat], promise=promise)
+            await self.call(target, CACHE_PREFIX + operation, [key, *args, heartbeat], promise=promise, encoded=True)
 
         await cache("create")
         parts = slices(packed, able.part_bytes)

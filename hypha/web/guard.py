@@ -379,9 +379,18 @@ class Door:
         self._nursery = nursery
 
     async def connect(self) -> trio.SocketStream:
-        """A connection of this process to its own server, which needs no address and no permission of a firewall."""
+        """A connection of this process to its own server, which needs no address and no permission of a firewall.
+
+        Raises ConnectionRefusedError when the server ends.
+        """
+        await trio.lowlevel.checkpoint()
         ours, theirs = trio.socket.socketpair()
-        self._nursery.start_soon(self._serve, trio.SocketStream(theirs))
+        try:
+            self._nursery.start_soon(self._serve, trio.SocketStream(theirs))
+        except RuntimeError:  # the nursery has ended
+            ours.close()
+            theirs.close()
+            raise ConnectionRefusedError("the server is closed") from None
         return trio.SocketStream(ours)
 
     async def _serve(self, stream: trio.SocketStream) -> None:

@@ -44,10 +44,11 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def slices(package: bytes, size: int) -> Iterator[bytes]:
-    """Cut *package* into parts of *size* bytes."""
-    for start in range(0, len(package), size):
-        yield package[start : start + size]
+def slices(package: Buffer, size: int) -> Iterator[memoryview]:
+    """Cut *package* into parts of *size* bytes, which are not copied."""
+    whole = memoryview(package)
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]
 
 
 def parse_chunk_call(operation: str, frame: Frame, *, compact: bool) -> dict[str, Any]:

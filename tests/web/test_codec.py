@@ -15,7 +15,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from hypha.web.codec import LARGE, Closed, Codec, Incoming, Reply, message_head
-from hypha.web.masking import apply_mask, mask_in_python
+from hypha.wire.masking import apply_mask, mask_in_python
 
 MASK = b"\x11\x22\x33\x44"
 
