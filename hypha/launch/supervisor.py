@@ -94,7 +94,8 @@ class Supervisor(ABC):
         Raises :class:`LaunchFailed` when it must not.
         """
         row = 0
-        while True:
+        while not self._retired:
+            self._ready_since = None
             failure = await self.live()
             if self._retired:
                 return
@@ -118,7 +119,7 @@ class Supervisor(ABC):
 
         When it is not ready in time, return what is missing; where a warning is enough, wait on all the same.
         """
-        self._ready_since, self._runs = None, True
+        self._runs = True
         try:
             return await self._attend(ended)
         finally:
@@ -129,7 +130,7 @@ class Supervisor(ABC):
         with trio.move_on_after(self._patience) as patience:
             if not await _unless(ended, self._become_ready):
                 return None
-        if patience.cancelled_caught:
+        if patience.cancelled_caught and (self._missing() or self._checks.url):  # not there in the last moment
             failure = f"{self._lack()} within {self._checks.timeout:g} s"
             if self._checks.on_failure != "warn":
                 return failure

@@ -211,6 +211,44 @@ async def test_a_program_that_was_well_for_long_starts_the_row_anew(host: FakeHo
         assert {said.splitlines()[-1] for said in host.said if "again" in said} == {"prog starts again in 1 s"}
 
 
+async def test_a_program_that_cannot_be_started_any_more_was_not_well_for_long(
+    host: FakeHost, autojump_clock: MockClock
+) -> None:
+    def vanish(program: Program) -> None:
+        if programs.started:
+            raise FileNotFoundError(2, "No such file or directory", "prog")
+
+    programs = Programs(vanish)
+
+    async def end() -> None:
+        await trio.sleep(100)
+        programs.started[0].exit(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end)
+        said = await failure_of(command(host, programs, Checks(on_failure="restart")))
+    assert said.splitlines()[-1] == f"prog has failed {RESTARTS + 1} times in a row; giving up"
+
+
+async def test_a_service_that_is_there_in_the_last_moment_is_there(host: FakeHost, autojump_clock: MockClock) -> None:
+    service = command(host, Programs(), Checks(("a",), timeout=0.975))
+    async with alive(service):
+        await trio.sleep(0.96)
+        host.offered.add(("public", "a"))
+        await trio.sleep(0.1)
+        assert service.ready
+
+
+async def test_nothing_starts_again_when_the_server_is_about_to_end(host: FakeHost, autojump_clock: MockClock) -> None:
+    programs = Programs(lambda program: program.exit(1))
+    service = command(host, programs, Checks(on_failure="restart"))
+    async with alive(service):
+        await trio.sleep(0.5)
+        service.retire()
+        await trio.sleep(60)
+        assert len(programs.started) == 1
+
+
 async def test_each_start_has_a_token_of_its_own_for_the_same_user(host: FakeHost, autojump_clock: MockClock) -> None:
     programs = Programs()
     async with alive(command(host, programs, Checks(on_failure="restart"))):
