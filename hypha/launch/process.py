@@ -37,8 +37,10 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 class Child:
     """A program that runs, or has ended. Made by :func:`running` alone."""
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str, show: Callable[[str], object]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], output: int, name: str, show: Callable[[str], object]) -> None:
+        """*output* is the descriptor from which its output is read, ours from now on."""
         self._process = process
+        self._output = output
         self._prefix = f"{name} | "
         self._show = show
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -80,10 +82,8 @@ class Child:
 
     async def _pump(self) -> None:
         """Show the output, line by line. Others run meanwhile: a terminal that is stopped holds up the program only."""
-        assert self._process.stdout is not None
         with self._reading:
-            async with trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno())) as stream:
-                self._process.stdout.close()
+            async with trio.lowlevel.FdStream(self._output) as stream:
                 lines = _Lines()
                 while data := await stream.receive_some(LINE_BYTES):
                     await self._print(lines.feed(bytes(data)))
@@ -131,7 +131,8 @@ async def running(
     The end of the block takes up to :data:`TERM_SECONDS` and a little. *show* is called, in threads, with whole lines
     of output, each with *name* in front. Raises OSError when the program cannot be started.
     """
-    child = Child(_spawn(arguments, environ, cwd), name, show)
+    process, output = _spawn(arguments, environ, cwd)
+    child = Child(process, output, name, show)
     # No checkpoint before this line: from here on the program ends with the block.
     async with trio.open_nursery() as nursery:
         nursery.start_soon(child._watch)
@@ -142,18 +143,28 @@ async def running(
             await child._end()
 
 
-def _spawn(arguments: Sequence[str], environ: Mapping[str, str], cwd: Path | None) -> subprocess.Popen[bytes]:
-    """Blocks the thread for some milliseconds. Raises OSError."""
-    return subprocess.Popen(  # noqa: S603  the person who starts the server says what runs
-        list(arguments),
-        env=dict(environ),
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=_preparation(os.getpid()),
-    )
+def _spawn(
+    arguments: Sequence[str], environ: Mapping[str, str], cwd: Path | None
+) -> tuple[subprocess.Popen[bytes], int]:
+    """The process, and the end of the pipe to which it writes. Blocks for some milliseconds. Raises OSError."""
+    output, theirs = os.pipe()
+    try:
+        process = subprocess.Popen(  # noqa: S603  the person who starts the server says what runs
+            list(arguments),
+            env=dict(environ),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_preparation(os.getpid()),
+        )
+    except BaseException:
+        os.close(output)
+        raise
+    finally:
+        os.close(theirs)
+    return process, output
 
 
 def _preparation(server: int) -> Callable[[], None]:
