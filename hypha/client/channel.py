@@ -14,9 +14,10 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
 
 import hypha
-from hypha.client.stream import MessageStream
+from hypha.client.stream import MessageStream, Pieces
 from hypha.errors import HyphaError, InvalidArgument, PeerGone, PermissionDenied, by_code
 from hypha.wire.dialect import TRIO_AGENT
+from hypha.wire.frame import Buffer
 
 #: Opens a connection to the server.
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
@@ -85,7 +86,7 @@ class Channel:
         self.info: dict[str, Any] = {}
         self.stream = MessageStream(stream, self._wait_room)
         self._websocket: WebSocketConnection
-        self._waiting: deque[bytes | str] = deque()
+        self._waiting: deque[Pieces | str] = deque()
         self._bytes = 0
         self._room = trio.lowlevel.ParkingLot()
         self._wanted = trio.Event()
@@ -114,17 +115,24 @@ class Channel:
         while self._bytes > _QUEUE_BYTES:
             await self._room.park()
 
-    def put(self, message: bytes | str) -> None:
-        """Send *message* as soon as possible, without waiting: for what is small."""
+    def put(self, *message: Buffer) -> None:
+        """Send a message, in pieces, as soon as possible, without waiting: for what is small."""
+        self._enter(message)
+
+    def put_text(self, text: str) -> None:
+        """The same for a text message."""
+        self._enter(text)
+
+    def _enter(self, message: Pieces | str) -> None:
         self._waiting.append(message)
-        self._bytes += len(message)
+        self._bytes += _size(message)
         self._wanted.set()
 
-    async def send(self, message: bytes) -> None:
-        """Wait for room in the queue and put *message* there. A cancelled one is not sent."""
-        while self._waiting and self._bytes + len(message) > _QUEUE_BYTES:
+    async def send(self, *message: Buffer) -> None:
+        """Wait for room in the queue and put a message there. A cancelled one is not sent."""
+        while self._bytes and self._bytes + _size(message) > _QUEUE_BYTES:
             await self._room.park()
-        self.put(message)
+        self._enter(message)
 
     async def write(self) -> None:
         """Send what waits, for ever. Raises trio_websocket.ConnectionClosed and trio.BrokenResourceError."""
@@ -133,7 +141,8 @@ class Channel:
                 first = self._waiting[0]
                 if isinstance(first, str):
                     await self._websocket.send_message(first)
-                    self._sent([self._waiting.popleft()])
+                    self._waiting.popleft()
+                    self._sent([first])
                 else:
                     batch = self._batch()
                     await self.stream.send_messages(batch)
@@ -141,19 +150,21 @@ class Channel:
             self._wanted = trio.Event()
             await self._wanted.wait()
 
-    def _batch(self) -> list[bytes]:
+    def _batch(self) -> list[Pieces]:
         """Take the next messages that can be sent together."""
-        batch: list[bytes] = []
+        batch: list[Pieces] = []
         size = 0
-        while self._waiting and size < _BATCH_BYTES and isinstance(self._waiting[0], bytes):
-            message = self._waiting.popleft()
-            assert isinstance(message, bytes)
+        while self._waiting and size < _BATCH_BYTES:
+            message = self._waiting[0]
+            if isinstance(message, str):
+                break
             batch.append(message)
-            size += len(message)
+            size += _size(message)
+            self._waiting.popleft()
         return batch
 
-    def _sent(self, messages: Sequence[bytes | str]) -> None:
-        self._bytes -= sum(map(len, messages))
+    def _sent(self, messages: Sequence[Pieces | str]) -> None:
+        self._bytes -= sum(map(_size, messages))
         if self._room:
             self._room.unpark_all()
 
@@ -194,6 +205,10 @@ async def open_channel(
     finally:
         if channel is not None and not channel.info:
             await channel.abandon()
+
+
+def _size(message: Pieces | str) -> int:
+    return len(message) if isinstance(message, str) else sum(map(len, message))
 
 
 def _reason(exc: BaseException) -> str:

@@ -153,7 +153,7 @@ class Link:
             self._peer.beat(now)
             if now >= refresh_at:
                 refresh_at = now + life / 1.5
-                channel.put(json.dumps({"type": "refresh_token"}))
+                channel.put_text(json.dumps({"type": "refresh_token"}))
 
     async def _watch(self, channel: Channel) -> None:
         """Ping the server; returns when it does not answer any more."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,8 +26,8 @@ from hypha.client.values import Codec, Decoder, Encoder, Record, decode_error, e
 from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, PeerGone, PermissionDenied
 from hypha.wire import calls, values
 from hypha.wire.calls import CallBody, CallTable, MessagePacker, Promise, encode_value
-from hypha.wire.chunks import CACHE_PREFIX, ChunkStore, arguments, slices
-from hypha.wire.frame import Frame, read_delivered
+from hypha.wire.chunks import CACHE_PREFIX, ChunkStore, arguments, part_call, slices
+from hypha.wire.frame import Buffer, Frame, read_delivered
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class Peer:
 
     def _put(self, message: calls.Message) -> None:
         if self._channel is not None:
-            self._channel.put(encode_value(message.fields) + message.body)
+            self._channel.put(encode_value(message.fields), message.body)
 
     # --- calling ----------------------------------------------------------------------------------------------
 
@@ -193,29 +193,42 @@ class Peer:
         *,
         promise: object = "*",
         cancels: bool = False,
-        encoded: bool = False,
     ) -> Any:
         """Call *method* of *target* and return its value.
 
         *promise*: how the answer is wanted, as the function's own map says (``protocol.md`` 4.2); without any, nothing
-        is waited for. *cancels*: the callee stops when it is told to. *encoded*: *args* are as they travel.
-        Raises :class:`RemoteError` with the function's own text, :class:`PeerGone`, :class:`CallTimeout`, another
+        is waited for. *cancels*: the callee stops when it is told to. Raises
+        :class:`RemoteError` with the function's own text, :class:`PeerGone`, :class:`CallTimeout`, another
         :class:`HyphaError` that the other end has named, and :class:`InvalidArgument` for what cannot be sent. While
         there is no connection it waits for the next one.
         """
+        deadline = trio.current_effective_deadline()
+
+        async def send(channel: Channel, session: str) -> None:
+            extra = self._arguments(args, kwargs, session, target)
+            extra.update(self._promise(promise, session))
+            if deadline < _FAR:
+                extra["timeout"] = max(0.0, deadline - trio.current_time())
+            await self._send(channel, _header(target, method, session), extra, None)
+
+        return await self._exchange(target, method, send, promise=promise, cancels=cancels)
+
+    async def _exchange(
+        self,
+        target: str,
+        method: str,
+        send: Callable[[Channel, str], Awaitable[None]],
+        *,
+        promise: object,
+        cancels: bool = False,
+    ) -> Any:
+        """Let *send* send a call, as the session that it is told, and wait for the answer."""
         channel = await self.channel()
-        outcome, deadline = _Outcome(), trio.current_effective_deadline()
+        outcome = _Outcome()
         with self._silence() as scope:
             entry = self._calls.open(self.name, target, outcome.settle, partial(self._extend, scope))
             try:
-                extra: dict[str, Any] = (
-                    {"args": args} if encoded else self._arguments(args, kwargs, entry.session, target)
-                )
-                extra.update(self._promise(promise, entry.session))
-                if deadline < _FAR:
-                    extra["timeout"] = max(0.0, deadline - trio.current_time())
-                fields = {"type": "method", "to": target, "method": method, "session": entry.session}
-                await self._send(channel, fields, extra, None)
+                await send(channel, entry.session)
                 if promise:
                     await outcome.settled.wait()
             finally:
@@ -296,14 +309,14 @@ class Peer:
         """Send a message, in parts when it is long. *session*: the call that it answers, which the parts keep alive."""
         packed = self._packer.pack(fields, extra)
         target = fields["to"]
-        if len(packed) <= SMALL_PART or str(fields["method"]).startswith(CACHE_PREFIX):
+        if len(packed) <= SMALL_PART:
             await channel.send(packed)
             return
         able = await self._able(target)
         if len(packed) <= able.part_bytes:
             await channel.send(packed)
-            return
-        await self._send_parts(target, packed, able, session)
+        else:
+            await self._send_parts(target, packed, able, session)
 
     async def _able(self, target: str) -> Abilities:
         if target == self.manager:
@@ -317,22 +330,28 @@ class Peer:
                 self._abilities.popitem(last=False)
         return known
 
-    async def _send_parts(self, target: str, packed: bytes, able: Abilities, session: str | None) -> None:
+    async def _send_parts(self, target: str, packed: Buffer, able: Abilities, session: str | None) -> None:
         key, heartbeat = session or secrets.token_urlsafe(12), session is not None
         promise = "*" if able.compact else True
 
-        async def cache(operation: str, *args: Any) -> None:
-            # All by position: a JavaScript receiver appends the context after them (``protocol.md`` 11.9).
-            await self.call(target, CACHE_PREFIX + operation, [key, *args, heartbeat], promise=promise, encoded=True)
+        async def put(part: Buffer, index: int | None) -> None:
+            method = CACHE_PREFIX + ("append" if index is None else "set")
 
-        await cache("create")
+            async def send(channel: Channel, own: str) -> None:
+                extra, fields = self._promise(promise, own), _header(target, method, own)
+                await channel.send(*part_call(fields, key, index, part, heartbeat=heartbeat, promise=extra))
+
+            await self._exchange(target, method, send, promise=promise)
+
+        # All by position: a JavaScript receiver appends the context after them (``protocol.md`` 11.9).
+        await self.call(target, CACHE_PREFIX + "create", [key, heartbeat], promise=promise)
         parts = slices(packed, able.part_bytes)
         if able.by_index:
-            await _at_once([partial(cache, "set", index, part) for index, part in enumerate(parts)])
+            await _at_once([partial(put, part, index) for index, part in enumerate(parts)])
         else:
             for part in parts:
-                await cache("append", part)
-        await cache("process")
+                await put(part, None)
+        await self.call(target, CACHE_PREFIX + "process", [key, heartbeat], promise=promise)
 
     # --- being called -----------------------------------------------------------------------------------------
 
@@ -550,6 +569,10 @@ async def _at_once(functions: Sequence[Callable[[], Any]]) -> None:
             nursery.start_soon(run, function, nursery.cancel_scope)
     if failure:
         raise failure[0]
+
+
+def _header(target: str, method: str, session: str) -> dict[str, Any]:
+    return {"type": "method", "to": target, "method": method, "session": session}
 
 
 def _raise(error: HyphaError) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -68,8 +67,11 @@ class TrioRunner:
         return remote
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = partial(function, *args, **kwargs)
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+        def call() -> list[Any]:
+            return [function(*args, **kwargs)]  # trio refuses a function whose result can be awaited
+
+        (result,) = await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+        return result
 
 
 def is_async(function: Callable[..., Any]) -> bool:

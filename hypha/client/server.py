@@ -158,7 +158,7 @@ class Server:
         """Send an event to the client *to*, or to all clients of the workspace that have subscribed to it."""
         channel = await self._peer.channel()
         encoded = self._peer.encoder(to, None).encode(data)
-        await channel.send(bytes(packer.pack({"type": event, "to": to})) + encode_value({"data": encoded}))
+        await channel.send(packer.pack({"type": event, "to": to}), encode_value({"data": encoded}))
 
     async def subscribe(self, event: str | list[str]) -> None:
         """Hear of events that are sent to all, also after a reconnection; :meth:`on` says what happens then."""

@@ -13,12 +13,12 @@ from typing import Any
 import msgpack
 
 from hypha.errors import InvalidArgument, ProtocolViolation, RemoteError
-from hypha.wire.frame import Fields, Frame, encode_header, packer
+from hypha.wire.frame import Buffer, Fields, Frame, encode_header, packer
 from hypha.wire.values import error
 
 #: Seconds between heartbeats that the server asks of a callee.
 HEARTBEAT_SECONDS = 15.0
-_KEPT = 4 * 1024 * 1024
+_COPIED = 256 * 1024  # bytes of a message that is copied rather than given its own buffer
 
 #: The function of the built-in service by which callers cancel a call. The published clients have none.
 CANCEL = "services.built-in.cancel"
@@ -129,26 +129,29 @@ def encode_value(value: Any) -> bytes:
 class MessagePacker:
     """Writes whole messages as a client sends them, header and body. Not for several threads at once.
 
-    It keeps its buffer from one message to the next, up to :data:`_KEPT` bytes: fresh memory costs as much as copying.
+    A short message is copied out of its buffer, which is used again. The buffer of a long one is the message.
     """
 
     def __init__(self) -> None:
         self._packer = msgpack.Packer(autoreset=False)
 
-    def pack(self, fields: dict[str, Any], extra: dict[str, Any]) -> bytes:
+    def pack(self, fields: dict[str, Any], extra: dict[str, Any]) -> Buffer:
         """One message. Raises :class:`InvalidArgument` as :func:`encode_value`."""
         packer = self._packer
         try:
             packer.pack(fields)
             packer.pack(extra)
-            whole = bytes(packer.bytes())
         except (ValueError, OverflowError, TypeError) as exc:
-            raise InvalidArgument(f"the value cannot be sent as msgpack: {exc}") from exc
-        finally:
             packer.reset()
-        if len(whole) > _KEPT:
+            raise InvalidArgument(f"the value cannot be sent as msgpack: {exc}") from exc
+        whole = memoryview(packer.getbuffer())
+        if len(whole) > _COPIED:
             self._packer = msgpack.Packer(autoreset=False)
-        return whole
+            return whole
+        short = bytes(whole)
+        whole.release()
+        packer.reset()
+        return short
 
 
 def decode_value(data: bytes) -> Any:

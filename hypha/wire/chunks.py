@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDenied, ProtocolViolation, TooLarge
 from hypha.wire.body import BodyScan
 from hypha.wire.calls import encode_value
-from hypha.wire.frame import Buffer, Frame, FrameReader
+from hypha.wire.frame import Buffer, Frame, FrameReader, packer
 
 #: Method prefix of the chunk functions in every peer's built-in service.
 CACHE_PREFIX = "services.built-in.message_cache."
@@ -49,6 +50,34 @@ def slices(package: Buffer, size: int) -> Iterator[memoryview]:
     whole = memoryview(package)
     for start in range(0, len(whole), size):
         yield whole[start : start + size]
+
+
+def part_call(
+    fields: dict[str, Any], key: str, index: int | None, part: Buffer, *, heartbeat: bool, promise: dict[str, Any]
+) -> tuple[bytes, Buffer, bytes]:
+    """A ``set`` call, or without *index* an ``append`` call, in three pieces: the *part* itself is not copied.
+
+    *fields* is its header, *promise* what else its body holds (``protocol.md`` 4.2).
+    """
+    args: list[Any] = [key] if index is None else [key, index]
+    head = [
+        packer.pack(fields),
+        _map_of(1 + len(promise)),
+        packer.pack("args"),
+        _list_of(len(args) + 2),
+        *map(packer.pack, args),
+        struct.pack(">BI", 0xC6, len(part)),
+    ]
+    tail = [packer.pack(heartbeat), *(packer.pack(name) + packer.pack(value) for name, value in promise.items())]
+    return b"".join(head), part, b"".join(tail)
+
+
+def _map_of(count: int) -> bytes:
+    return bytes((0x80 | count,))
+
+
+def _list_of(count: int) -> bytes:
+    return bytes((0x90 | count,))
 
 
 def parse_chunk_call(operation: str, frame: Frame, *, compact: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ ARROWS: dict[str, Set[str]] = {
     "launch": _PEERS | {"aio"},
     "apps": _PEERS | {"aio"},
     "scale": _PEERS,
-    "client": {"wire"},
+    "client": {"wire", "aio"},  # functions of the program that are written for asyncio
     "sync": {"client"},
     "assembly": _ROOMS | {"banner", "lazy"},
     # The two commands, from the light end to the heavy one.
