@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from hypha.aio import AioThread
@@ -86,12 +85,11 @@ class AsyncioFunction(FunctionFace):
 class AsyncioGenerator(GeneratorFace):
     """A generator of another peer, for ``async for`` in asyncio. Leaving the loop early closes it at its provider."""
 
-    __slots__ = ("_thread", "_values")
+    __slots__ = ("_values",)
 
     def __init__(self, remote: RemoteGenerator, thread: AioThread) -> None:
         super().__init__(remote)
-        self._thread = thread
-        self._values = self._iterate()
+        self._values = _iterate(remote, thread)  # which does not know this object, so that it is closed with it
 
     def __aiter__(self) -> AsyncGenerator[Any, None]:
         return self._values
@@ -103,14 +101,15 @@ class AsyncioGenerator(GeneratorFace):
         """End it at its provider."""
         await self._values.aclose()
 
-    async def _iterate(self) -> AsyncGenerator[Any, None]:
-        step = self._thread.awaitable(partial(_next, self._remote))
-        try:
-            while (value := await step()) is not END:
-                yield value
-        finally:
-            await self._thread.awaitable(self._remote.aclose)()
 
-
-async def _next(remote: RemoteGenerator) -> Any:
-    return await anext(remote, END)
+async def _iterate(remote: RemoteGenerator, thread: AioThread) -> AsyncGenerator[Any, None]:
+    step, close = thread.awaitable(remote.__anext__), thread.awaitable(remote.aclose)
+    try:
+        while True:
+            try:
+                value = await step()
+            except StopAsyncIteration:
+                return
+            yield value
+    finally:
+        await close()

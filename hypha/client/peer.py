@@ -27,7 +27,8 @@ from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, Pee
 from hypha.wire import calls, values
 from hypha.wire.calls import CallBody, CallTable, MessagePacker, Promise, encode_value
 from hypha.wire.chunks import CACHE_PREFIX, ChunkStore, arguments, part_call, slices
-from hypha.wire.frame import Buffer, Frame, read_delivered
+from hypha.wire.delivery import read_delivered
+from hypha.wire.frame import Buffer, Frame
 
 logger = logging.getLogger(__name__)
 

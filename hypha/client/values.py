@@ -183,6 +183,8 @@ class Decoder:
 
         Raises :class:`InvalidArgument` for a value nested too deeply.
         """
+        if isinstance(value, memoryview):  # a long byte string, not copied before it is known whether it must be
+            return bytes(value)
         if not isinstance(value, dict | list):
             return value
         if depth == 0:

@@ -9,6 +9,7 @@ read it and it says nothing that the header says. It is forwarded as it came.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import msgpack
 
@@ -58,8 +59,15 @@ def _without_long_bytes(body: Buffer) -> Buffer:
     Most large messages are a few small values around an array; so they are checked without being copied. Where there
     are many values the rest is left as it is.
     """
+    rest, _ = split_long_bytes(body, lambda number: _NO_BYTES)
+    return rest
+
+
+def split_long_bytes(body: Buffer, stand_in: Callable[[int], bytes]) -> tuple[Buffer, list[memoryview]]:
+    """*body* with *stand_in* of 0, 1, ... in the places of its first long byte strings, and these, not copied."""
     data = memoryview(body)
     kept: list[Buffer] = []
+    cut: list[memoryview] = []
     position = begin = looked_at = 0
     missing = 1
     while missing and position < len(data) and looked_at < _MAX_LOOKED_AT:
@@ -74,11 +82,12 @@ def _without_long_bytes(body: Buffer) -> Buffer:
             missing += number
             position += head
         elif first in _LONG_BYTES and number >= _LONG and position + head + number <= len(data):
-            kept += [data[begin:position], _NO_BYTES]
+            kept += [data[begin:position], stand_in(len(cut))]
             position = begin = position + head + number
+            cut.append(data[position - number : position])
         else:
             position += head + number
-    return b"".join((*kept, data[begin:])) if kept else body
+    return (b"".join((*kept, data[begin:])) if kept else body), cut
 
 
 class BodyScan:

@@ -38,7 +38,7 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
 _OPTIONAL = frozenset({"heartbeat", "overwrite"})
 _FITS: dict[str, Callable[[Any], bool]] = {
     "key": lambda value: isinstance(value, str) and len(value) <= MAX_KEY,
-    "data": lambda value: isinstance(value, bytes),
+    "data": lambda value: isinstance(value, bytes | memoryview),
     "index": lambda value: type(value) is int and value >= 0,
     "heartbeat": lambda value: isinstance(value, bool),
     "overwrite": lambda value: isinstance(value, bool),
@@ -317,7 +317,7 @@ class ChunkStore:
 
     limit: int
     count: int
-    messages: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    messages: dict[str, dict[int, Buffer]] = field(default_factory=dict)
     size: int = 0
     #: Keys of the messages that did not move since :meth:`drop_idle` was asked last.
     idle: set[str] = field(default_factory=set)
@@ -337,11 +337,11 @@ class ChunkStore:
             raise LimitExceeded(f"chunked_messages_per_peer = {self.count} messages are open; finish or remove one")
         self.messages[key] = {}
 
-    def append(self, key: str, data: bytes) -> None:
+    def append(self, key: str, data: Buffer) -> None:
         """Add the next part."""
         self.set(key, len(self._parts(key)), data)
 
-    def set(self, key: str, index: int, data: bytes) -> None:
+    def set(self, key: str, index: int, data: Buffer) -> None:
         """Put part *index*. Raises :class:`TooLarge` when the sender's parts would exceed the limit."""
         parts = self._parts(key)
         before = parts.get(index)
@@ -375,12 +375,12 @@ class ChunkStore:
             self.remove(key)
         self.idle = set(self.messages)
 
-    def _parts(self, key: str) -> dict[int, bytes]:
+    def _parts(self, key: str) -> dict[int, Buffer]:
         try:
             return self.messages[key]
         except KeyError:
             raise NotFound(f"Message with key {key[:64]} does not exists.") from None
 
 
-def _charge(part: bytes) -> int:
+def _charge(part: Buffer) -> int:
     return len(part) + _PART_ROOM

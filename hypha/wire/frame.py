@@ -180,31 +180,6 @@ class FrameReader:
         return Frame(to, kind, method, session, parent, header, body, extra)
 
 
-def read_delivered(data: Buffer) -> Frame:
-    """Read a message as its receiver gets it: ``from``, ``user`` and ``ws`` are in its fields (``protocol.md`` 2.3).
-
-    For messages of a server, which has looked at them. Raises :class:`ProtocolViolation`.
-    """
-    try:
-        header, extra = _both_values(data)
-    except (ValueError, msgpack.OutOfData) as exc:
-        raise ProtocolViolation(_NOT_MSGPACK) from exc
-    if not isinstance(header, dict) or not isinstance(header.get("type"), str) or not isinstance(extra, dict):
-        raise ProtocolViolation("the message does not begin with a map that has a 'type'")
-    get = header.get
-    return Frame(get("to", ""), header["type"], get("method"), get("session"), get("parent"), header, b"", extra)
-
-
-def _both_values(data: Buffer) -> tuple[Any, Any]:
-    if len(data) > SMALL:
-        header, size = _first_value(data, len(data))
-        return header, msgpack.unpackb(memoryview(data)[size:], strict_map_key=True) if size < len(data) else {}
-    reader = msgpack.Unpacker(strict_map_key=True, max_buffer_size=0)
-    reader.feed(data)
-    header = reader.unpack()
-    return header, reader.unpack() if reader.tell() < len(data) else {}
-
-
 def _first_value(data: Buffer, limit: int) -> tuple[Any, int]:
     """The first msgpack value of *data* and its size in bytes."""
     if len(data) > _PEEK:
