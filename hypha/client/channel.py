@@ -208,7 +208,9 @@ async def open_channel(
 
 
 def _size(message: Pieces | str) -> int:
-    return len(message) if isinstance(message, str) else sum(map(len, message))
+    if isinstance(message, str):
+        return len(message)
+    return len(message[0]) if len(message) == 1 else sum(map(len, message))
 
 
 def _reason(exc: BaseException) -> str:

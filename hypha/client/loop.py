@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from typing import Any
 
 from hypha.aio import AioThread
-from hypha.client.drive import Drive
 from hypha.client.face import Face, FunctionFace, GeneratorFace
 from hypha.client.remote import RemoteFunction, RemoteGenerator
 from hypha.client.run import END, TrioRunner, is_async
@@ -38,8 +37,6 @@ class AsyncioRunner(TrioRunner):
         self._thread = thread
 
     async def call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if inspect.ismethod(function) and isinstance(function.__self__, Drive):  # a step of a generator, which is ours
-            return await function(*args, **kwargs)
         if is_async(function):
             return await self._thread.run(function, *args, **kwargs)
         result = await self._in_thread(function, *args, **kwargs)

@@ -76,6 +76,11 @@ class _Outcome:
     settled: trio.Event = field(default_factory=trio.Event)
     succeeded: bool = False
     value: Any = None
+    on_sign: Callable[[], None] | None = None
+
+    def alive(self) -> None:
+        if self.on_sign is not None:
+            self.on_sign()
 
     def settle(self, succeeded: bool, value: Any) -> None:
         self.succeeded, self.value = succeeded, value
@@ -226,17 +231,19 @@ class Peer:
         """Let *send* send a call, as the session that it is told, and wait for the answer."""
         channel = await self.channel()
         outcome = _Outcome()
-        with self._silence() as scope:
-            entry = self._calls.open(self.name, target, outcome.settle, partial(self._extend, scope))
-            try:
+        entry = self._calls.open(self.name, target, outcome.settle, outcome.alive)
+        try:
+            if self._patience is None:
                 await send(channel, entry.session)
                 if promise:
                     await outcome.settled.wait()
-            finally:
-                self._calls.close(entry)
-                self.store.close(entry.session)
-                if cancels and promise and not outcome.settled.is_set() and channel is self._channel:
-                    self._put(calls.cancellation(target, entry.session))
+            else:
+                await self._within(self._patience, outcome, partial(send, channel, entry.session), wait=bool(promise))
+        finally:
+            self._calls.close(entry)
+            self.store.close(entry.session)
+            if cancels and promise and not outcome.settled.is_set() and channel is self._channel:
+                self._put(calls.cancellation(target, entry.session))
         if not promise:
             return None
         if not outcome.settled.is_set():
@@ -244,16 +251,23 @@ class Peer:
             raise CallTimeout(f"{target}:{method} gave neither a result nor a heartbeat for {waited}")
         return self._result(target, outcome)
 
+    async def _within(
+        self, patience: float, outcome: _Outcome, send: Callable[[], Awaitable[None]], *, wait: bool
+    ) -> None:
+        """Send, and wait for the answer; give up when there was no sign of the callee for *patience* seconds."""
+        with trio.move_on_after(patience) as scope:
+
+            def extend() -> None:
+                scope.deadline = trio.current_time() + patience
+
+            outcome.on_sign = extend
+            await send()
+            if wait:
+                await outcome.settled.wait()
+
     def notify(self, target: str, method: str) -> None:
         """Call *method* of *target* without arguments; nobody waits for it."""
         self._put(calls.notice(target, method))
-
-    def _silence(self) -> trio.CancelScope:
-        return trio.CancelScope() if self._patience is None else trio.move_on_after(self._patience)
-
-    def _extend(self, scope: trio.CancelScope) -> None:
-        if self._patience is not None:
-            scope.deadline = trio.current_time() + self._patience
 
     def _promise(self, promise: object, session: str) -> dict[str, Any]:
         if promise == "*":
@@ -287,7 +301,7 @@ class Peer:
         group = self.store.keep(target)
         drive = Drive(generator, self.runner, partial(self.store.forget, group))
         group.on_end = drive.end
-        step, closing = group.add(drive.next), group.add(drive.close)
+        step, closing = group.add(drive.next, native=True), group.add(drive.close, native=True)
         self._nursery.start_soon(drive.run)
         return {
             "_rtype": "generator",
@@ -452,7 +466,10 @@ class Peer:
             kwargs = {name: self.decoder.decode(item, place) for name, item in body.kwargs.items()}
             if offered.injects:
                 kwargs["context"] = Record({**frame.fields, "connection_type": "websocket"})
-            value = await self.runner.call(offered.function, args, kwargs)
+            if offered.native:
+                value = await offered.function(*args, **kwargs)
+            else:
+                value = await self.runner.call(offered.function, args, kwargs)
             return True, self.encoder(sender, None).encode(value)
         except (Exception, SystemExit) as exc:  # noqa: BLE001  the program's own, which its caller gets
             logger.info("%s failed for %s: %r", frame.method, sender, exc)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hypha.client.remote import RemoteFunction, RemoteGenerator
 
 _MAX_THREADS = 40
+_DEFERRED = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR
 
 #: What :meth:`Runner.next` gives when a generator has ended.
 END = object()
@@ -76,6 +77,9 @@ class TrioRunner:
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling *function* returns at once, and its work is done elsewhere."""
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType):  # of a function or method: asked for every call, so the short way
+        return bool(code.co_flags & _DEFERRED)
     kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
-    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004  not whether, but what is called
+    called = getattr(function, "__call__", function)  # noqa: B004  not whether, but what is called
     return any(kind(function) or kind(called) for kind in kinds)

@@ -20,10 +20,14 @@ _KEPT = frozenset({"__enter__", "__exit__"})  # of what begins with an underscor
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A function that others may call. *injects*: it is told who calls, as ``context``."""
+    """A function that others may call. *injects*: it is told who calls, as ``context``.
+
+    *native*: it is this client's own, and async, and runs in trio wherever the program's functions run.
+    """
 
     function: Callable[..., Any]
     injects: bool = False
+    native: bool = False
 
 
 @dataclass(frozen=True, slots=True)

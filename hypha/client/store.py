@@ -31,10 +31,10 @@ class Group:
     #: Called when nobody can call the functions any more.
     on_end: Callable[[], None] = lambda: None
 
-    def add(self, function: Function, name: str = "f") -> str:
-        """Enter one; returns the path at which it is called."""
-        key = f"{name}{len(self.functions)}"
-        self.functions[key] = Offered(function)
+    def add(self, function: Function, *, native: bool = False) -> str:
+        """Enter one (:class:`Offered`); returns the path at which it is called."""
+        key = f"f{len(self.functions)}"
+        self.functions[key] = Offered(function, native=native)
         return f"{self.id}.{key}"
 
     def offer(self, function: Function, address: str) -> dict[str, Any]:
