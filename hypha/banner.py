@@ -26,9 +26,10 @@ def announce(config: Config, sockets: Sequence[socket.socket], seconds: float) -
 
 def say(text: str) -> None:
     """Print each line of *text* to standard error, marked as ours."""
+    # In one piece, also where Python does not buffer: programs write to the same terminal.
+    lines = "".join(f"hypha: {line}\n" for line in text.splitlines())
     with _reader_may_leave(sys.stderr):
-        for line in text.splitlines():
-            print(f"hypha: {line}", file=sys.stderr, flush=True)  # noqa: T201  what the person at the terminal reads
+        print(lines, end="", file=sys.stderr, flush=True)  # noqa: T201  what the person at the terminal reads
 
 
 @contextmanager

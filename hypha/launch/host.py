@@ -64,7 +64,9 @@ class BrokerHost:
 
     def show(self, text: str) -> None:
         # Not by sys.stderr: a thread that waits in there for a stopped terminal would keep its lock to the very end.
-        left = memoryview(text.encode(errors="replace"))
+        # Line by line: pipe(7) keeps up to 4096 bytes together, and other programs print, too.
         with suppress(OSError):  # nobody reads any more: the server is needed all the same
-            while left:
-                left = left[os.write(_STANDARD_ERROR, left) :]
+            for line in text.encode(errors="replace").splitlines(keepends=True):
+                left = memoryview(line)
+                while left:
+                    left = left[os.write(_STANDARD_ERROR, left) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import trio
 import yaml
 
+from hypha.banner import say
 from hypha.errors import ConfigError
 from hypha.lazy import Failure, Unservable, explain
 from hypha.testing import open_server
@@ -84,6 +86,18 @@ async def test_a_mistake_is_told_before_anything_is_made(tmp_path: Path) -> None
         async with open_server(data_dir=tmp_path / "data", services_config=path):
             raise AssertionError("it is not open")
     assert not (tmp_path / "data").exists()
+
+
+def test_what_the_server_says_is_not_torn_by_what_programs_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unbuffered(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    written: list[str] = []
+    monkeypatch.setattr(sys, "stderr", Unbuffered())
+    say("one\ntwo")
+    assert [text for text in written if text] == ["hypha: one\nhypha: two\n"]
 
 
 async def test_a_server_with_nothing_to_start_is_loaded(tmp_path: Path) -> None:
