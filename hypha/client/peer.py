@@ -465,7 +465,7 @@ class Peer:
             args = [self.decoder.decode(item, place) for item in body.args]
             kwargs = {name: self.decoder.decode(item, place) for name, item in body.kwargs.items()}
             if offered.injects:
-                kwargs["context"] = Record({**frame.fields, "connection_type": "websocket"})
+                kwargs["context"] = self.decoder.decode({**frame.fields, "connection_type": "websocket"}, place)
             if offered.native:
                 value = await offered.function(*args, **kwargs)
             else:

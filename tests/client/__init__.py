@@ -1,0 +1,1 @@
+"""Tests of the client for trio programs, against the real server."""
