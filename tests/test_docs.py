@@ -36,6 +36,7 @@ from tests.house.steps import ROOT
 RUN = {
     "README.md": {"install", "client-install", "worker", "client", "curl"},
     "docs/tutorial.md": {"worker", "caller", "curl", "protected-worker", "protected-caller"},
+    "docs/client.md": {"worker", "caller", "script", "values"},
     "docs/testing.md": {"ini", "hello", "memory", "conftest", "fixture"},  # tests/test_testing.py
     "docs/how-to.md": {"mounts", "limit", "javascript", "login", "hypercorn"},
 }
@@ -316,6 +317,23 @@ async def test_the_tutorial_keeps_a_service_to_its_workspace(
         )
         async with script(nursery, client_python, stranger, server.url, tmp_path, "none", "none") as outside:
             assert "Service not found" in (await outside.wait()).stdout
+
+
+@pytest.mark.slow
+async def test_our_own_client(nursery: trio.Nursery, server: Server, tmp_path: Path) -> None:
+    page = examples("docs/client.md")
+    python = Path(sys.executable)
+    expected = {
+        "caller": ["42", "step 1", "step 2", "step 3", ""],
+        "script": ["Hello John", ""],
+        "values": ["999999000000", "2", "True", ""],
+    }
+    async with script(nursery, python, page["worker"], server.url, tmp_path) as worker:
+        await worker.wait_for("^workspace: (.+)$")
+        for name, lines in expected.items():
+            async with script(nursery, python, page[name], server.url, tmp_path) as running:
+                result = await running.wait()
+                assert (result.stdout.split("\n"), result.stderr) == (lines, "")
 
 
 @pytest.mark.slow
