@@ -69,7 +69,9 @@ class _Job:
         self._call = partial(function, *args, **kwargs)
         self._deadline = _deadline.get()
         self._scope = trio.CancelScope()
-        self._settled = threading.Event()
+        # No threading.Event: to release a lock never blocks, whatever Ctrl-C interrupts in the thread that waits.
+        self._unsettled = threading.Lock()
+        self._unsettled.acquire()
         self._value: Any = None
         self._error: BaseException | None = None
 
@@ -84,25 +86,25 @@ class _Job:
             if self._scope.cancelled_caught:
                 self._error = CallTimeout("there was no result before the deadline")
         except trio.Cancelled:
-            self.fail(_over())
+            self._error = _over()
             raise
         except BaseException as exc:  # noqa: BLE001  raised in the thread that waits
             self._error = exc
         finally:
-            self._settled.set()
+            self._unsettled.release()
 
     def cancel(self) -> None:
         """Nobody waits any more."""
         self._scope.cancel()
 
     def fail(self, error: BaseException) -> None:
-        """It cannot be done."""
+        """It cannot be done: called instead of :meth:`run`."""
         self._error = error
-        self._settled.set()
+        self._unsettled.release()
 
     def wait(self) -> None:
         """Block until it is done. Ctrl-C comes through."""
-        self._settled.wait()
+        self._unsettled.acquire()
 
     def result(self) -> Any:
         """What came of it; raises what the function raised."""
