@@ -11,7 +11,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
+from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, WebSocketConnection, wrap_client_stream
 
 import hypha
 from hypha.client.stream import MessageStream, Pieces
@@ -35,6 +35,7 @@ class Location:
     """Where a server is: ``http://host:port/base/path``, without a slash at the end."""
 
     url: str
+    netloc: str
     host: str
     port: int
     path: str
@@ -62,8 +63,9 @@ def parse_server_url(text: object) -> Location:
         raise problem
     secure = parts.scheme in {"https", "wss"}
     path = parts.path.rstrip("/").removesuffix("/ws")
-    url = f"{'https' if secure else 'http'}://{parts.netloc.rpartition('@')[2]}{path}"
-    return Location(url, parts.hostname, port or _PORTS[parts.scheme], path, secure)
+    netloc = parts.netloc.rpartition("@")[2]
+    url = f"{'https' if secure else 'http'}://{netloc}{path}"
+    return Location(url, netloc, parts.hostname, port or _PORTS[parts.scheme], path, secure)
 
 
 class Refused(Exception):
@@ -98,7 +100,7 @@ class Channel:
         self._websocket = await wrap_client_stream(
             nursery,
             cast(trio.SocketStream, self.stream),  # any stream will do
-            f"{location.host}:{location.port}",
+            location.netloc,
             f"{location.path}/ws",
             extra_headers=[(b"user-agent", f"{TRIO_AGENT}{hypha.__version__}".encode())],
             max_message_size=_MAX_MESSAGE,
@@ -201,7 +203,7 @@ async def open_channel(
             await channel.shake_hands(nursery, location, credentials)
             return channel
     except (OSError, trio.BrokenResourceError, HandshakeError, ConnectionClosed, trio.TooSlowError) as exc:
-        raise PeerGone(f"cannot connect to {location.url}: {_reason(exc)}") from exc
+        raise PeerGone(f"cannot connect to {location.url}: {reason_of(exc)}") from exc
     finally:
         if channel is not None and not channel.info:
             await channel.abandon()
@@ -213,9 +215,13 @@ def _size(message: Pieces | str) -> int:
     return len(message[0]) if len(message) == 1 else sum(map(len, message))
 
 
-def _reason(exc: BaseException) -> str:
+def reason_of(exc: BaseException) -> str:
+    """Why there is no connection, in words."""
     if isinstance(exc, trio.TooSlowError):
         return f"no answer within {HANDSHAKE_SECONDS:g} s"
+    if isinstance(exc, ConnectionRejected):
+        detail = (exc.body or b"").decode(errors="replace")[:200]
+        return f"the server answered {exc.status_code} {detail}".strip()
     if isinstance(exc, ConnectionClosed) and exc.reason is not None:
         return f"the server closed the connection ({exc.reason.code} {exc.reason.reason or exc.reason.name})"
     return str(exc) or type(exc).__name__

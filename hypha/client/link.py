@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-from trio_websocket import ConnectionClosed
+from trio_websocket import ConnectionClosed, HandshakeError
 
-from hypha.client.channel import Channel, Dial, Refused, open_channel
+from hypha.client.channel import Channel, Dial, Refused, open_channel, reason_of
 from hypha.client.peer import Peer
 from hypha.client.settings import Settings
 from hypha.errors import HyphaError, PeerGone
@@ -67,7 +67,6 @@ class Link:
             nonlocal connected
             if not connected:
                 connected = True
-                self._life.shield = True  # from here on it ends by close(), which says goodbye
                 task_status.started()
 
         with self._life:
@@ -75,6 +74,10 @@ class Link:
             if not connected:
                 raise failure
             self._end(failure)
+
+    def keep(self) -> None:
+        """From now on the task ends by :meth:`close`, which says goodbye, and not by a cancellation from outside."""
+        self._life.shield = True
 
     async def _stay(self, up: Callable[[], None]) -> HyphaError:
         """Connect again and again; returns why there is no connection any more."""
@@ -97,20 +100,23 @@ class Link:
         """One connection from its begin to its end; returns why it ended, and whether there was one."""
         failure: Refused | HyphaError = PeerGone(f"the connection to {self._location.url} was lost")
         was_up = False
-        async with trio.open_nursery() as nursery:
-            try:
-                channel = await open_channel(nursery, self._location, self._dial, self._credentials())
-            except (Refused, PeerGone) as exc:
-                failure = exc
-            else:
-                was_up = True
+        try:
+            async with trio.open_nursery() as nursery:
                 try:
-                    await self._serve(channel, nursery, up)
-                    if self._closing:
-                        await self._said_goodbye.wait()  # the tasks of the websocket take the server's answer
-                finally:
-                    await channel.abandon()
-            nursery.cancel_scope.cancel()
+                    channel = await open_channel(nursery, self._location, self._dial, self._credentials())
+                except (Refused, PeerGone) as exc:
+                    failure = exc
+                else:
+                    was_up = True
+                    try:
+                        await self._serve(channel, nursery, up)
+                        if self._closing:
+                            await self._said_goodbye.wait()  # the tasks of the websocket take the server's answer
+                    finally:
+                        await channel.abandon()
+                nursery.cancel_scope.cancel()
+        except* HandshakeError as group:  # what is no hypha server answers otherwise
+            failure = PeerGone(f"cannot connect to {self._location.url}: {reason_of(group.exceptions[0])}")
         return failure, was_up
 
     async def _serve(self, channel: Channel, nursery: trio.Nursery, up: Callable[[], None]) -> None:

@@ -56,6 +56,7 @@ class Server:
         """Connect; the tasks run in *nursery*. Raises the :class:`HyphaError` that says why there is no connection."""
         self._nursery = nursery
         await nursery.start(self._link.live)
+        self._link.keep()
 
     async def serve(self) -> None:
         """Wait until :meth:`disconnect`, or until the server refuses this client for good, which is raised."""

@@ -400,11 +400,16 @@ class Door:
             await trio.aclose_forcefully(stream)
 
 
+def _socket(listener: Any) -> Any:
+    """The listening socket of a listener, also of one that speaks TLS."""
+    return getattr(listener, "transport_listener", listener).socket
+
+
 async def _serve_listeners(handler: Any, listeners: list[Any], *, handler_nursery: trio.Nursery) -> NoReturn:
     # The last argument that Hypercorn has prepared for each of its servers is a copy of the state of the lifespan.
     state = handler.args[-1]
     if OPENED in state:
-        state[OPENED](Door(handler, [listener.socket for listener in listeners], handler_nursery))
+        state[OPENED](Door(handler, [_socket(listener) for listener in listeners], handler_nursery))
     limit = state.get(CONNECTIONS)
     if limit is None:
         await trio.serve_listeners(handler, listeners, handler_nursery=handler_nursery)

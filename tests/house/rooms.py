@@ -50,7 +50,7 @@ ARROWS: dict[str, Set[str]] = {
 FOREIGN: dict[str, Set[str]] = {
     "wire": {"msgpack", "websockets"},
     "broker": {"jwt", "trio"},
-    "web": {"h11", "hypercorn", "quart", "quart_trio", "trio", "websockets", "werkzeug"},
+    "web": {"h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
     "launch": {"trio", "yaml"},
     "apps": {"playwright", "trio"},
     "scale": {"trio"},
