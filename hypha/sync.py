@@ -185,10 +185,6 @@ class _Line:
             raise
         return job.result()
 
-    def call_soon(self, function: Callable[..., Any]) -> None:
-        """Run *function* in trio; nobody waits for it."""
-        self._post(_Job(function, (), {}))
-
     def blocking(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """*function* of trio as one that blocks."""
 
@@ -273,9 +269,6 @@ class BlockingGenerator(GeneratorFace):
     def close(self) -> None:
         """End it at its provider."""
         self._line.call(self._remote.aclose)
-
-    def __del__(self) -> None:
-        self._line.call_soon(self._remote.aclose)
 
 
 class BlockingServer(Face):

@@ -225,28 +225,42 @@ def test_generators_both_ways(worker: BlockingServer, user: BlockingServer) -> N
     assert service.total(count(4)) == 6
 
 
-@pytest.mark.parametrize("how", ["close", "break", "forget"])
+@pytest.mark.parametrize("how", ["close", "close at once", "break", "forget"])
 def test_a_generator_that_is_left_is_closed_at_its_provider(
     how: str, worker: BlockingServer, user: BlockingServer
 ) -> None:
     closed = threading.Event()
 
-    def count() -> Iterator[int]:
-        try:
-            yield from range(1000)
-        finally:
+    class Count:
+        """Not a function, in whose generator nothing is to be closed before its first value."""
+
+        def __init__(self) -> None:
+            self._numbers = iter(range(1000))
+
+        def __iter__(self) -> Iterator[int]:
+            return self
+
+        def __next__(self) -> int:
+            return next(self._numbers)
+
+        def close(self) -> None:
             closed.set()
+
+    def count() -> Count:
+        return Count()
 
     service = offer(worker, user, count=count)
     if how == "close":
         with closing(service.count()) as numbers:
             assert next(numbers) == 0
+    elif how == "close at once":
+        service.count().close()
     elif how == "break":
         for number in service.count():
             assert number == 0
             break
     else:
-        next(service.count())
+        service.count()
     assert closed.wait(20)
 
 

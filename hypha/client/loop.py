@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from hypha.aio import AioThread
@@ -82,31 +82,18 @@ class AsyncioFunction(FunctionFace):
 class AsyncioGenerator(GeneratorFace):
     """A generator of another peer, for ``async for`` in asyncio. Leaving the loop early closes it at its provider."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_thread",)
 
     def __init__(self, remote: RemoteGenerator, thread: AioThread) -> None:
         super().__init__(remote)
-        self._values = _iterate(remote, thread)  # which does not know this object, so that it is closed with it
+        self._thread = thread
 
-    def __aiter__(self) -> AsyncGenerator[Any, None]:
-        return self._values
+    def __aiter__(self) -> AsyncioGenerator:
+        return self
 
     async def __anext__(self) -> Any:
-        return await anext(self._values)
+        return await self._thread.awaitable(self._remote.__anext__)()
 
     async def aclose(self) -> None:
         """End it at its provider."""
-        await self._values.aclose()
-
-
-async def _iterate(remote: RemoteGenerator, thread: AioThread) -> AsyncGenerator[Any, None]:
-    step, close = thread.awaitable(remote.__anext__), thread.awaitable(remote.aclose)
-    try:
-        while True:
-            try:
-                value = await step()
-            except StopAsyncIteration:
-                return
-            yield value
-    finally:
-        await close()
+        await self._thread.awaitable(self._remote.aclose)()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+import trio
 
 from hypha.client.values import Received, Record
 from hypha.wire.values import is_end
@@ -47,38 +49,51 @@ class RemoteFunction(Received):
 
 
 class RemoteGenerator(Received):
-    """A generator of another peer, for ``async for``. Leaving the loop early closes it at its provider."""
+    """A generator of another peer, for ``async for``. It is closed at its provider when it is closed or forgotten here.
 
-    __slots__ = ("_peer", "_values")
+    No async generator, which trio wants to be closed by its program, and which does nothing when it was not begun.
+    """
+
+    __slots__ = ("_ended", "_peer", "_token")
 
     def __init__(self, peer: Peer, encoded: dict[str, Any]) -> None:
         super().__init__(encoded)
         self._peer = peer
-        self._values = self._iterate()
+        self._token = trio.lowlevel.current_trio_token()
+        self._ended = False
 
-    def __aiter__(self) -> AsyncGenerator[Any, None]:
-        return self._values
+    def __aiter__(self) -> RemoteGenerator:
+        return self
 
     async def __anext__(self) -> Any:
-        return await anext(self._values)
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            value = await self._peer.invoke(self.encoded, (), {})
+        except BaseException:
+            await self.aclose()
+            raise
+        if is_end(value):
+            self._ended = True
+            raise StopAsyncIteration
+        return value
 
     async def aclose(self) -> None:
-        """End it at its provider."""
-        await self._values.aclose()
+        """End it at its provider. Does not wait."""
+        if not self._ended:
+            self._ended = True
+            _close(self._peer, self.encoded)
 
-    async def _iterate(self) -> AsyncGenerator[Any, None]:
-        ended = False
-        try:
-            while True:
-                value = await self._peer.invoke(self.encoded, (), {})
-                if is_end(value):
-                    ended = True
-                    return
-                yield value
-        finally:
-            closing = self.encoded.get("_rclose_method")
-            if not ended and isinstance(closing, str):
-                self._peer.notify(self.encoded["_rtarget"], closing)
+    def __del__(self) -> None:
+        if not self._ended:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(_close, self._peer, self.encoded)  # this may be any thread
+
+
+def _close(peer: Peer, encoded: dict[str, Any]) -> None:
+    closing = encoded.get("_rclose_method")
+    if isinstance(closing, str):
+        peer.notify(encoded["_rtarget"], closing)
 
 
 class Service(Record):
