@@ -13,10 +13,9 @@ from quart_trio import QuartTrio
 from hypha.banner import say
 from hypha.broker.broker import Broker
 from hypha.config import Config
-from hypha.errors import ConfigError
 from hypha.launch.host import BrokerHost
 from hypha.launch.launcher import Launcher
-from hypha.launch.plan import LaunchPlan, read_plan
+from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.store import open_data_dir
@@ -42,7 +41,7 @@ class Assembly:
     def __init__(self, config: Config) -> None:
         """Raises :class:`hypha.errors.ConfigError` for what is to start with the server and cannot."""
         self.config = config
-        self._plan = _read_plan(config)
+        self._plan = read_plan(config.services_config, config.startup_functions)
         self._launcher: Launcher | None = None
         self._door: guard.Door | None = None
         self._opened = trio.Event()
@@ -111,7 +110,7 @@ class Assembly:
         await self._opened.wait()
         assert self._door is not None
         rooms = self._open_rooms()
-        host = BrokerHost(rooms.broker, self._door.sockets, say)
+        host = BrokerHost(rooms.broker, self._door, say)
         self._launcher = Launcher(self._plan, host, self.config.environ)
         try:
             await self._launcher.run()
@@ -151,13 +150,6 @@ class Rooms:
     broker: Broker
     connections: Connections
     front: Front
-
-
-def _read_plan(config: Config) -> LaunchPlan:
-    plan = read_plan(config.services_config, config.startup_functions)
-    if plan.modules:
-        raise ConfigError("module entries are not supported yet")
-    return plan
 
 
 def _leaves(group: BaseExceptionGroup[LaunchFailed]) -> Iterator[LaunchFailed]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -17,23 +17,47 @@ _STANDARD_ERROR = 2
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared with, not bound
 
 
-class BrokerHost:
-    """*sockets*: where the server listens. *say* tells the person at the terminal."""
+class Door(Protocol):
+    """The way into the server: where it listens, and what opens a connection from inside this process."""
 
-    def __init__(self, broker: Broker, sockets: Sequence[Any], say: Callable[[str], None]) -> None:
+    @property
+    def sockets(self) -> Sequence[Any]: ...
+
+    async def connect(self) -> trio.abc.Stream: ...
+
+
+class BrokerHost:
+    """*door*: how the server is reached. *say* tells the person at the terminal."""
+
+    def __init__(self, broker: Broker, door: Door, say: Callable[[str], None]) -> None:
         self._broker = broker
-        self._sockets = sockets
+        self._door = door
         self.say = say
 
     @property
     def server_url(self) -> str:
         """The nearest address with a port. Raises :class:`ConfigError` when the server has none."""
-        for sock in self._sockets:
+        url = self._url()
+        if url is None:
+            raise ConfigError(
+                "programs that start with the server need a TCP address to reach it: listen on a port, too"
+            )
+        return url
+
+    @property
+    def inner_url(self) -> str:
+        return self._url() or f"http://localhost{self._broker.config.base_path}"
+
+    async def dial(self) -> trio.abc.Stream:
+        return await self._door.connect()
+
+    def _url(self) -> str | None:
+        for sock in self._door.sockets:
             if sock.family in {trio.socket.AF_INET, trio.socket.AF_INET6}:
                 host, port = sock.getsockname()[:2]
                 host = _ANY.get(host, host)
                 return f"http://{f'[{host}]' if ':' in host else host}:{port}{self._broker.config.base_path}"
-        raise ConfigError("programs that start with the server need a TCP address to reach it: listen on a port, too")
+        return None
 
     def open_workspace(self, name: str) -> None:
         if name not in self._broker.registry.workspaces:
@@ -42,12 +66,12 @@ class BrokerHost:
             except HyphaError as error:
                 raise ConfigError(f"services cannot start in the workspace {name}: {error}") from None
 
-    def issue(self, workspace: str, user: str) -> tuple[str, str]:
+    def issue(self, workspace: str, user: str, level: Level = Level.READ_WRITE) -> tuple[str, str]:
         principal = Principal(
             id=user,
             is_anonymous=False,
             parent=ROOT.id,
-            grants={workspace: Level.READ_WRITE},
+            grants={workspace: level},
             home=workspace,
         )
         return self._broker.tokens.issue_living(principal)

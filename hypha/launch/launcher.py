@@ -1,4 +1,4 @@
-"""Everything that starts with the server, in its order: modules, then commands, which start all at once."""
+"""Everything that starts with the server, in its order: startup functions one by one, modules, then commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import trio
 
 from hypha.launch.command import Command
+from hypha.launch.module import Module
 from hypha.launch.plan import LaunchPlan
 from hypha.launch.supervisor import Host, Supervisor
 
@@ -18,7 +19,11 @@ class Launcher:
         """*environ*: what programs see of the environment, beside what their entries say."""
         self._host = host
         #: Those of the first start when the server is open, the next ones when those before have settled.
-        self._phases: Sequence[Sequence[Supervisor]] = [[Command(entry, host, environ) for entry in plan.commands]]
+        self._phases: Sequence[Sequence[Supervisor]] = [
+            *([Module(entry, host)] for entry in plan.functions),
+            [Module(entry, host) for entry in plan.modules],
+            [Command(entry, host, environ) for entry in plan.commands],
+        ]
 
     @property
     def loaded(self) -> bool:

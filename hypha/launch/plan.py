@@ -87,15 +87,16 @@ class ModuleEntry:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """What starts with the server, in the order of the file; modules before commands."""
+    """What starts with the server: functions of the command line, then modules, then commands."""
 
     modules: tuple[ModuleEntry, ...] = ()
     commands: tuple[CommandEntry, ...] = ()
+    functions: tuple[ModuleEntry, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing starts with the server."""
-        return not (self.modules or self.commands)
+        return not (self.functions or self.modules or self.commands)
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
@@ -104,7 +105,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def read_plan(path: Path | None, startup_functions: Sequence[str] = ()) -> LaunchPlan:
-    """The plan of the file *path*, behind the functions ``module_or_file:function`` of the command line.
+    """The plan of the file *path*, and of the functions ``module_or_file:function`` of the command line.
 
     Reads files and nothing else; imports nothing. Raises :class:`ConfigError`.
     """
@@ -113,7 +114,7 @@ def read_plan(path: Path | None, startup_functions: Sequence[str] = ()) -> Launc
     entries = _File(path, names).entries() if path is not None else []
     modules = [entry for entry in entries if isinstance(entry, ModuleEntry)]
     commands = [entry for entry in entries if isinstance(entry, CommandEntry)]
-    return LaunchPlan((*functions, *modules), tuple(commands))
+    return LaunchPlan(tuple(modules), tuple(commands), tuple(functions))
 
 
 def _startup_function(text: str, names: _Names) -> ModuleEntry:
@@ -124,7 +125,7 @@ def _startup_function(text: str, names: _Names) -> ModuleEntry:
         found = _find_module(module, [Path.cwd()])
     except ValueError as error:
         raise ConfigError(f"startup function {text!r}: {error}") from None
-    return ModuleEntry(names.unique(module), found, function)
+    return ModuleEntry(names.unique(found.name if isinstance(found, Path) else found), found, function)
 
 
 def _find_module(text: str, directories: Sequence[Path]) -> Path | str:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import trio
 
+from hypha.broker.access import Level
 from hypha.errors import HyphaError
 from hypha.launch.checks import is_answered
 from hypha.launch.plan import Checks
@@ -31,17 +32,24 @@ class LaunchFailed(HyphaError):
 
 
 class Host(Protocol):
-    """The server, as far as what starts with it needs it. Nothing here waits."""
+    """The server, as far as what starts with it needs it."""
 
     @property
     def server_url(self) -> str:
         """The address of the server for programs on this machine. Raises :class:`hypha.errors.ConfigError`."""
 
+    @property
+    def inner_url(self) -> str:
+        """What the server is called by who reaches it through :meth:`dial`: its address, if it has one."""
+
+    async def dial(self) -> trio.abc.Stream:
+        """A connection of this process to its own server. Raises OSError when the server ends."""
+
     def open_workspace(self, name: str) -> None:
         """Create the workspace *name* if there is none. Raises :class:`hypha.errors.ConfigError`."""
 
-    def issue(self, workspace: str, user: str) -> tuple[str, str]:
-        """A token for *workspace*, and the id with which :meth:`end` is told that it has ended."""
+    def issue(self, workspace: str, user: str, level: Level = Level.READ_WRITE) -> tuple[str, str]:
+        """A token for *workspace*, and the id with which :meth:`end` is told that its holder has ended."""
 
     def end(self, token_id: str) -> None:
         """The holder of a token has ended: refuse the token, and let go of who came with it."""
@@ -88,6 +96,16 @@ class Supervisor(ABC):
     async def live(self) -> str:
         """Start the service and stay as long as it runs. Returns why it failed, in words that begin with its name."""
 
+    async def begin(self) -> None:
+        """Wait until the service has begun: until then it is not ready, and without checks it is from then on."""
+        if not self._has_checks:
+            await trio.sleep(ALIVE_SECONDS)
+
+    @property
+    def beginning(self) -> str | None:
+        """What keeps the service from having begun, in words, when there is something to be said."""
+        return None
+
     async def run(self) -> None:
         """Keep the service running as its entry says. Returns when it has ended and the server goes on without it.
 
@@ -107,6 +125,7 @@ class Supervisor(ABC):
                 self._host.say(failure)
                 self.settled.set()
                 return
+            self.settled.set()
             row = 1 if calm else row + 1
             if row > RESTARTS:
                 raise LaunchFailed(f"{failure}\n{self.name} has failed {row} times in a row; giving up")
@@ -130,7 +149,8 @@ class Supervisor(ABC):
         with trio.move_on_after(self._patience) as patience:
             if not await _unless(ended, self._become_ready):
                 return None
-        if patience.cancelled_caught and (self._missing() or self._checks.url):  # not there in the last moment
+        # Unless it is there in the last moment.
+        if patience.cancelled_caught and (self.beginning or self._missing() or self._checks.url):
             failure = f"{self._lack()} within {self._checks.timeout:g} s"
             if self._checks.on_failure != "warn":
                 return failure
@@ -145,20 +165,22 @@ class Supervisor(ABC):
         return None
 
     @property
+    def _has_checks(self) -> bool:
+        return bool(self._checks.services) or self._checks.url is not None
+
+    @property
     def _patience(self) -> float:
-        return self._checks.timeout if self._checks.services or self._checks.url else float("inf")
+        return self._checks.timeout if self._has_checks else float("inf")
 
     async def _become_ready(self) -> None:
-        if not self._checks.services and not self._checks.url:
-            await trio.sleep(ALIVE_SECONDS)
-            return
         with trio.move_on_after(SLOW_SECONDS):
             await self._wait_for_checks()
             return
-        self._host.say(f"waiting for {self.name}: {self._wanted()} ({self._checks.timeout:g} s)")
+        self._host.say(f"waiting for {self.name}: {self._wanted()}")
         await self._wait_for_checks()
 
     async def _wait_for_checks(self) -> None:
+        await self.begin()
         while self._missing():  # noqa: ASYNC110  the registry tells clients of changes, and nobody else
             await trio.sleep(_LOOK_SECONDS)
         while self._checks.url is not None and not await is_answered(self._checks.url):  # noqa: ASYNC110  as above
@@ -169,12 +191,18 @@ class Supervisor(ABC):
 
     def _wanted(self) -> str:
         missing = self._missing()
-        if missing:
-            return f"{'services' if len(missing) > 1 else 'service'} {', '.join(missing)}"
-        return f"an answer of {self._checks.url}"
+        if self.beginning or not self._has_checks:
+            wanted = self.beginning or "its function to return"
+        elif missing:
+            wanted = f"{'services' if len(missing) > 1 else 'service'} {', '.join(missing)}"
+        else:
+            wanted = f"an answer of {self._checks.url}"
+        return f"{wanted} ({self._checks.timeout:g} s)" if self._has_checks else wanted
 
     def _lack(self) -> str:
         missing = self._missing()
+        if self.beginning:
+            return f"did not finish {self.beginning}"
         if missing:
             return f"did not offer {' and '.join(missing)} in the workspace {self.workspace}"
         return f"did not answer at {self._checks.url}"

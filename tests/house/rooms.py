@@ -25,7 +25,7 @@ ARROWS: dict[str, Set[str]] = {
     "aio": frozenset(),
     "broker": {"wire"},
     "web": _PEERS,
-    "launch": _PEERS | {"aio"},
+    "launch": _PEERS | {"aio", "client"},  # modules are clients of the server in whose process they run
     "apps": _PEERS | {"aio"},
     "scale": _PEERS,
     "client": {"wire", "aio"},  # functions of the program that are written for asyncio

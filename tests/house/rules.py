@@ -128,6 +128,7 @@ RULES = (
             "client/drive.py": 1,  # a step of the program's generator
             "client/peer.py": 1,  # the call boundary of the program's functions
             "client/server.py": 2,  # the program's handler of an event; its block, whose error no nursery shall wrap
+            "launch/module.py": 1,  # a module of the person who starts the server, in the server's process
             "lazy.py": 1,  # the start of the application
             "sync.py": 1,  # a call, whose error the thread that waits shall raise
             "testing.py": 1,  # the same, told to the test that opened the server
@@ -153,7 +154,11 @@ RULES = (
             "web/guard.py": 1,  # the names of Hypercorn's that are replaced, a table beside it
         },
     ),
-    Rule("text is not run as code", _runs_text_as_code),
+    Rule(
+        "text is not run as code",
+        _runs_text_as_code,
+        {"launch/module.py": 1},  # the module that the person who starts the server names, as python -m would
+    ),
     Rule(
         "tasks start where docs/design.md says that they live",
         _starts_a_task,
@@ -170,6 +175,7 @@ RULES = (
             "testing.py": 1,  # a connection in memory, in the nursery of Hypercorn's
             "web/guard.py": 1,  # a connection of the server's own programs, in the nursery of Hypercorn's
             "launch/launcher.py": 1,  # the life of each service
+            "launch/module.py": 2,  # the life of a module: beside its checks, and its function beside its connection
             "launch/process.py": 2,  # a program: its end and its output
             "launch/supervisor.py": 1,  # what ends a wait when the service has ended
             "web/ws.py": 1,  # the connection

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import trio
 
+from hypha.broker.access import Level
 from hypha.errors import ConfigError
 from hypha.launch.process import Child
 
@@ -31,7 +32,14 @@ class FakeHost:
             raise ConfigError("the workspace is reserved")
         self.workspaces.add(name)
 
-    def issue(self, workspace: str, user: str) -> tuple[str, str]:
+    @property
+    def inner_url(self) -> str:
+        return self.server_url
+
+    async def dial(self) -> trio.abc.Stream:
+        raise ConnectionRefusedError("the server is closed")
+
+    def issue(self, workspace: str, user: str, level: Level = Level.READ_WRITE) -> tuple[str, str]:
         assert workspace in self.workspaces
         self.issued.append((workspace, user))
         token = f"token-{len(self.issued)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,8 +36,18 @@ def scene() -> Scene:
     return Scene()
 
 
+class Door:
+    """How a server is reached, as far as it is asked for."""
+
+    def __init__(self, sockets: Sequence[Socket]) -> None:
+        self.sockets = sockets
+
+    async def connect(self) -> trio.abc.Stream:
+        raise ConnectionRefusedError("the server is closed")
+
+
 def host_of(scene: Scene, *sockets: Socket) -> BrokerHost:
-    return BrokerHost(scene.broker, sockets, lambda text: None)
+    return BrokerHost(scene.broker, Door(sockets), lambda text: None)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +73,15 @@ def test_the_address_is_one_that_a_program_on_this_machine_reaches(
 def test_a_server_without_a_port_is_told_so(sockets: list[Socket], scene: Scene) -> None:
     with pytest.raises(ConfigError, match="need a TCP address to reach it: listen on a port, too"):
         _ = host_of(scene, *sockets).server_url
+    scene.broker.config = replace(scene.broker.config, base_path="/lab")
+    assert host_of(scene, *sockets).inner_url == "http://localhost/lab"
+
+
+async def test_who_is_inside_comes_through_the_door(scene: Scene) -> None:
+    host = host_of(scene, Socket(IPV4, "127.0.0.1", 9000))
+    assert host.inner_url == host.server_url
+    with pytest.raises(ConnectionRefusedError):
+        await host.dial()
 
 
 def test_a_workspace_is_made_once_and_belongs_to_the_server(scene: Scene) -> None:

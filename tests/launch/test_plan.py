@@ -135,16 +135,18 @@ def test_a_module_is_a_dotted_name_which_is_not_imported(
         assert said.startswith(f"3: module: there is no module {name} that could be imported")
 
 
-def test_startup_functions_come_first(base: Path) -> None:
+def test_startup_functions_are_told_apart(base: Path) -> None:
     (Path.cwd() / "mine.py").touch()
     path = base / "services.yaml"
     path.write_text(HEAD + "  - {module: json, entrypoint: dumps}\n")
     found = read_plan(path, ["mine.py:start", "json.decoder:main"])
-    assert [(item.module, item.entrypoint) for item in found.modules] == [
-        (Path.cwd() / "mine.py", "start"),
-        ("json.decoder", "main"),
-        ("json", "dumps"),
+    assert [(item.name, item.module, item.entrypoint) for item in (*found.functions, *found.modules)] == [
+        ("mine.py", Path.cwd() / "mine.py", "start"),
+        ("json.decoder", "json.decoder", "main"),
+        ("json", "json", "dumps"),
     ]
+    assert len(found.functions) == 2
+    assert not found.is_empty
     assert found.commands == ()
 
 
