@@ -44,8 +44,8 @@ from hypha.config import Config
 from hypha.errors import InvalidArgument
 from hypha.listen import open_sockets
 from hypha.web import guard
-from hypha.web.accept import _OTHER_DESCRIPTORS
-from hypha.worker import _settings as settings_for
+from hypha.web.accept import descriptors
+from hypha.worker import settings_for
 
 _MEMORY_HOST, _MEMORY_PORT = "hypha.test", 80
 #: Addresses at which a server listens and nobody can be reached, and where it is reached instead.
@@ -101,7 +101,7 @@ async def open_server(
 def _has_descriptors_for(connections: int) -> bool:
     """Whether this process may open as many connections without being allowed more (:mod:`hypha.web.accept`)."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return allowed == resource.RLIM_INFINITY or allowed >= 2 * connections + _OTHER_DESCRIPTORS
+    return allowed == resource.RLIM_INFINITY or allowed >= descriptors(connections)
 
 
 class LiveServer:

@@ -92,7 +92,7 @@ class Server:
                 nursery.start_soon(obey, self)
                 await hypercorn.trio.serve(
                     cast(ASGIFramework, self._app),  # its own types leave out what extensions put into a scope
-                    _settings(self.config, self._fds),
+                    settings_for(self.config, self._fds),
                     shutdown_trigger=self._draining.wait,
                     task_status=_Started(self._started),
                 )
@@ -119,7 +119,8 @@ class _Started:
         self.then()
 
 
-def _settings(config: Config, fds: Sequence[int]) -> hypercorn.config.Config:
+def settings_for(config: Config, fds: Sequence[int]) -> hypercorn.config.Config:
+    """Hypercorn's settings for a server that listens on *fds*."""
     settings = hypercorn.config.Config()
     settings.bind = [f"fd://{fd}" for fd in fds]
     settings.backlog = BACKLOG

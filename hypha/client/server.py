@@ -32,7 +32,7 @@ class Server:
     """A connection to a server, which comes back by itself when it is lost.
 
     Every function of the server's manager can be called as ``await server.name(...)``; those that programs need most
-    are written out below. All of them raise :class:`hypha.errors.HyphaError`: :class:`ServiceNotFound`,
+    are written out below. All of them raise :class:`hypha.errors.HyphaError`: :class:`NotFound`,
     :class:`PermissionDenied` and so on, and :class:`PeerGone` when the connection is lost meanwhile. Called while it
     is lost, they wait for the next one: give them a deadline.
     """
@@ -68,9 +68,8 @@ class Server:
 
     async def _came(self, channel: Channel) -> None:
         """There is a connection: tell the server again what this program offers and wants to hear."""
-        self.config.clear()
-        self.config.update(Record({key: value for key, value in channel.info.items() if key != "type"}))
-        self.config["id"] = self._peer.name
+        told = {key: value for key, value in channel.info.items() if key != "type"}
+        self.config = Record({**told, "id": self._peer.name})
         try:
             for service in list(self._peer.store.services.values()):
                 await self._announce(service)
@@ -123,7 +122,7 @@ class Server:
         """The service of that id, whose functions can be called: ``[workspace/][client:]id``.
 
         *options*: ``mode`` (random, first, last, min_load, round_robin, least_in_flight) says which of several;
-        ``timeout`` in seconds. Raises :class:`ServiceNotFound` and :class:`PermissionDenied`.
+        ``timeout`` in seconds. Raises :class:`NotFound` and :class:`PermissionDenied`.
         """
         return Service(await self._ask("get_service", _service_id(service), options))
 

@@ -108,12 +108,17 @@ async def serve_bounded(
     await trio.serve_listeners(handle, bounded, handler_nursery=handler_nursery)
 
 
+def descriptors(connections: int) -> int:
+    """How many descriptors so many connections may take: each may ask for a file."""
+    return 2 * connections + _OTHER_DESCRIPTORS
+
+
 def affordable(wanted: int) -> int:
     """How many connections, up to *wanted*, this process has descriptors for; it is allowed more where that is free."""
     if sys.platform == "win32":
         return wanted
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * wanted + _OTHER_DESCRIPTORS  # each connection may ask for a file
+    needed = descriptors(wanted)
     if allowed != resource.RLIM_INFINITY and allowed < needed:
         allowed = needed if most == resource.RLIM_INFINITY else min(needed, most)
         with suppress(OSError, ValueError):  # macOS: nothing is the limit, and too much is refused all the same

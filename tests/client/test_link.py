@@ -311,7 +311,7 @@ async def test_cancelling_the_block_says_goodbye(live: LiveServer) -> None:
         assert [entry.id for entry in await watcher.list_clients()] == [watcher.peer.name]
 
 
-async def test_it_may_be_cancelled_at_every_step(caplog: pytest.LogCaptureFixture) -> None:
+async def test_it_may_be_cancelled_at_every_step(caplog: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
     caplog.set_level(logging.ERROR)
     count = 0
     async with open_server(memory=True) as live:
@@ -332,7 +332,7 @@ async def test_it_may_be_cancelled_at_every_step(caplog: pytest.LogCaptureFixtur
                 finally:
                     trio.lowlevel.remove_instrument(steps)
             done, count = not steps.done, count + 1
-            await wait_all_tasks_blocked()
+            await trio.sleep(10)  # of the clock that jumps: what has a deadline has ended
             assert trio.lowlevel.current_statistics().tasks_living == tasks, count
         assert count > 50
         assert not caplog.records

@@ -19,12 +19,12 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework
 from trio.testing import lockstep_stream_one_way_pair, memory_stream_one_way_pair
 
+from hypha import worker
 from hypha.assembly import Assembly
 from hypha.broker.broker import Broker
 from hypha.config import Config
 from hypha.testing import LiveServer, MemoryDoor, MemoryEnd, open_server
 from hypha.web.guard import GuardedServer
-from hypha.worker import _settings
 
 #: Real seconds that one test of the stack may take.
 DEADLINE = 20.0
@@ -135,7 +135,7 @@ def the_broker(assembly: Assembly) -> Broker:
 
 def settings_for(config: Config) -> Settings:
     """Hypercorn's settings as the worker makes them, without sockets."""
-    return _settings(config, [])
+    return worker.settings_for(config, [])
 
 
 @asynccontextmanager
