@@ -16,8 +16,8 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -94,12 +94,16 @@ class Module(Supervisor):
 
         token, token_id = self._host.issue(self.workspace, self._user, Level.ADMIN)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(work)
-                lack = await self.attend(self._ended.wait)
-                nursery.cancel_scope.cancel()
+            with _findable(self._entry.module):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(work)
+                    lack = await self.attend(self._ended.wait)
+                    nursery.cancel_scope.cancel()
         finally:
+            self._ended.set()
             self._host.end(token_id)
+            if self._loaded is not None:  # imported anew at the next start
+                sys.modules.pop(self._loaded.__name__, None)
         return f"{self.name} {lack or failure}"
 
     async def _work(self, token: str) -> str:
@@ -139,9 +143,14 @@ class Module(Supervisor):
     # --- the module -------------------------------------------------------------------------------------------
 
     def _load(self) -> _Entrypoint:
-        """Import the module, anew at each start, and find its function. Blocks. Raises what the module raises."""
-        self._loaded = _import(self._entry.module, self._loaded)
-        names = vars(self._loaded)
+        """Import the module and find its function. Blocks. Raises what the module raises."""
+        begun = self._begun
+        loaded = _import(self._entry.module)
+        if begun is self._begun and not self._ended.is_set():
+            self._loaded = loaded
+        else:  # nobody waits for it any more
+            sys.modules.pop(loaded.__name__, None)
+        names = vars(loaded)
         function = names.get(self._entry.entrypoint)
         if not callable(function):
             lack = "is no function" if self._entry.entrypoint in names else "is not there"
@@ -246,17 +255,29 @@ async def _until_over(server: Server) -> None:
         raise Unfit(f"has lost its connection to the server: {error}") from error
 
 
-def _import(module: Path | str, before: ModuleType | None) -> ModuleType:
-    """Run the code of *module*. *before*: what came of it the last time."""
-    if before is not None:
-        sys.modules.pop(before.__name__, None)
+@contextmanager
+def _findable(module: Path | str) -> Iterator[None]:
+    """As long as the block lasts, what stands beside the file *module* can be imported, by its functions, too.
+
+    It comes last on the path, so that it does not hide what the server itself imports.
+    """
+    if isinstance(module, str):
+        yield
+        return
+    directory = str(module.parent)
+    sys.path.append(directory)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the module has changed the path, too
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(directory)]
+
+
+def _import(module: Path | str) -> ModuleType:
+    """Run the code of *module*."""
     if isinstance(module, str):
         return importlib.import_module(module)
-    # What stands beside it can be imported, also later, by its functions. Last: it must not hide what the server has.
-    directory = str(module.parent)
-    if directory not in sys.path:
-        sys.path.append(directory)
-    importlib.invalidate_caches()
     name = f"hypha_module_{next(_NUMBERS)}_{re.sub(r'[^A-Za-z0-9_]', '_', module.stem)}"
     spec = importlib.util.spec_from_file_location(name, module)
     assert spec is not None, "the plan takes files that end in .py"
@@ -293,7 +314,9 @@ def _leaf(error: BaseException) -> BaseException:
 
 
 def _shown(error: BaseException) -> str:
-    """The last lines of its traceback."""
+    """The end of its traceback."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}"  # with its place, in one line
     return "".join(traceback.format_exception_only(error)).strip()
 
 
