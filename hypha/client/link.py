@@ -47,7 +47,8 @@ class Link:
         self._dial = dial or self._location.dial
         self._on_up = on_up
         self._on_down = on_down
-        self._life = trio.CancelScope()
+        self._life = trio.CancelScope(shield=True)
+        self._first = trio.Event()
         self._channel: Channel | None = None
         self._token: str | None = None
         self._workspace: str | None = settings.workspace
@@ -56,35 +57,26 @@ class Link:
         self._over = trio.Event()
         self._error: HyphaError | None = None
 
-    async def live(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def live(self) -> None:
         """The task of the client: ends after :meth:`close`, or when there will be no connection any more.
 
-        Is started when there is a connection. Raises the :class:`HyphaError` that prevents the first one.
+        A cancellation from outside does not end it: who starts it must close it, and goodbye is said first.
         """
-        connected = False
-
-        def up() -> None:
-            nonlocal connected
-            if not connected:
-                connected = True
-                task_status.started()
-
         with self._life:
-            failure = await self._stay(up)
-            if not connected:
-                raise failure
-            self._end(failure)
+            self._end(await self._stay())
 
-    def keep(self) -> None:
-        """From now on the task ends by :meth:`close`, which says goodbye, and not by a cancellation from outside."""
-        self._life.shield = True
+    async def wait_up(self) -> None:
+        """Wait for the first connection. Raises the :class:`HyphaError` that prevents it."""
+        await self._first.wait()
+        if self._error is not None:
+            raise self._error
 
-    async def _stay(self, up: Callable[[], None]) -> HyphaError:
+    async def _stay(self) -> HyphaError:
         """Connect again and again; returns why there is no connection any more."""
         attempt = 0
         while True:
             began = trio.current_time()
-            failure, was_up = await self._connect(up)
+            failure, was_up = await self._connect()
             if isinstance(failure, Refused):
                 return failure.error
             if self._closing or not self._settings.reconnect or self._token is None:
@@ -96,7 +88,7 @@ class Link:
             logger.info("%s; the next attempt comes in %.1f s", failure, delay)
             await trio.sleep(delay)
 
-    async def _connect(self, up: Callable[[], None]) -> tuple[Refused | HyphaError, bool]:
+    async def _connect(self) -> tuple[Refused | HyphaError, bool]:
         """One connection from its begin to its end; returns why it ended, and whether there was one."""
         failure: Refused | HyphaError = PeerGone(f"the connection to {self._location.url} was lost")
         was_up = False
@@ -109,7 +101,7 @@ class Link:
                 else:
                     was_up = True
                     try:
-                        await self._serve(channel, nursery, up)
+                        await self._serve(channel, nursery)
                         if self._closing:
                             await self._said_goodbye.wait()  # the tasks of the websocket take the server's answer
                     finally:
@@ -119,7 +111,7 @@ class Link:
             failure = PeerGone(f"cannot connect to {self._location.url}: {reason_of(group.exceptions[0])}")
         return failure, was_up
 
-    async def _serve(self, channel: Channel, nursery: trio.Nursery, up: Callable[[], None]) -> None:
+    async def _serve(self, channel: Channel, nursery: trio.Nursery) -> None:
         self._channel = channel
         self._token = channel.info.get("reconnection_token")
         self._workspace = channel.info["workspace"]
@@ -130,7 +122,7 @@ class Link:
                 for task in (Channel.write, self._read, self._tick, self._watch):
                     nursery.start_soon(_until_closed, task, channel, scope)
                 await self._on_up(channel)
-                up()
+                self._first.set()
                 await trio.sleep_forever()
         finally:
             self._channel = None
@@ -182,7 +174,9 @@ class Link:
             return
         self._error = error
         self._peer.end(error)
-        self._on_down(error, False)
+        if self._first.is_set():
+            self._on_down(error, False)
+        self._first.set()
         self._over.set()
 
     async def wait_over(self) -> None:
@@ -192,7 +186,7 @@ class Link:
             raise self._error
 
     async def close(self) -> None:
-        """Say goodbye, for which the server has a second, and end. Also when it is cancelled."""
+        """Say goodbye, for which the server has a second, and end, whether there is a connection or not."""
         self._closing = True
         if self._channel is not None:
             await self._channel.close(_GOODBYE_SECONDS)

@@ -53,10 +53,13 @@ class Server:
     # --- lifetime ---------------------------------------------------------------------------------------------
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Connect; the tasks run in *nursery*. Raises the :class:`HyphaError` that says why there is no connection."""
+        """Connect; the tasks run in *nursery* until :meth:`disconnect`, which must follow whatever happens here.
+
+        Raises the :class:`HyphaError` that says why there is no connection.
+        """
         self._nursery = nursery
-        await nursery.start(self._link.live)
-        self._link.keep()
+        nursery.start_soon(self._link.live)
+        await self._link.wait_up()
 
     async def serve(self) -> None:
         """Wait until :meth:`disconnect`, or until the server refuses this client for good, which is raised."""

@@ -170,7 +170,7 @@ RULES = (
             "broker/outbox.py": 1,  # the writer of a full socket
             "client/link.py": 1,  # what serves a connection
             "client/peer.py": 3,  # a call of another peer, a generator that it iterates, parts that are sent at once
-            "client/server.py": 1,  # the program's handler of an event, for as long as it is connected
+            "client/server.py": 2,  # the client; the program's handler of an event, for as long as it is connected
             "sync.py": 1,  # a call that a thread waits for, ended with the connection
             "testing.py": 1,  # a connection in memory, in the nursery of Hypercorn's
             "web/guard.py": 1,  # a connection of the server's own programs, in the nursery of Hypercorn's
