@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from hypha.errors import ConfigError
+from hypha.launch.plan import read_plan
+from tests.house.examples import blocks
 from tests.house.processes import run
 from tests.house.steps import ROOT
 from tests.launch.programs import gone, is_alive
@@ -63,6 +66,25 @@ def module(directory: Path, name: str, code: str, **more: object) -> dict[str, o
     """The entry of a module with this code."""
     (directory / f"{name}.py").write_text(code)
     return {"name": name, "module": f"{name}.py", "entrypoint": "start", **more}
+
+
+def test_the_recipe_is_the_example() -> None:
+    (shown,) = [
+        block.code
+        for block in blocks((ROOT / "docs/how-to.md").read_text())
+        if "register_services" in block.code and block.language == "python"
+    ]
+    assert shown in (ROOT / "docs/examples/hello_service.py").read_text()
+
+
+def test_every_key_of_a_module_is_documented(tmp_path: Path) -> None:
+    chapter = (ROOT / "docs/reference.md").read_text().partition("\n## Modules that start with the server\n")[2]
+    documented = set(re.findall(r"`(\w+)`", chapter.partition("|\n\n")[0].replace("function(", "")))
+    path = services(tmp_path, {"module": "x.py", "aaaaa": 1})
+    with pytest.raises(ConfigError) as caught:
+        read_plan(path)
+    known = str(caught.value).partition("module are ")[2].split(", ")
+    assert set(known) <= documented
 
 
 async def test_the_file_at_the_top_works_as_it_stands(tmp_path: Path) -> None:
