@@ -25,6 +25,8 @@ _TICK_SECONDS = 1.0
 #: Seconds between pings to the server, and in which it must answer one.
 _PING_SECONDS = 20.0
 _GOODBYE_SECONDS = 1.0
+#: Seconds in which the next part of a message must come, or twice as many.
+_IDLE_SECONDS = 60.0
 
 
 class Link:
@@ -142,13 +144,17 @@ class Link:
             self._token = document.get("reconnection_token")
 
     async def _tick(self, channel: Channel) -> None:
-        """Heartbeats, and a new reconnection token before the old one expires."""
+        """Heartbeats, a new reconnection token before the old one expires, and what nobody finishes."""
         life = float(channel.info.get("reconnection_token_life_time") or 3600.0)
         refresh_at = trio.current_time() + life / 1.5
+        tidy_at = trio.current_time() + _IDLE_SECONDS
         while True:
             await trio.sleep(_TICK_SECONDS)
             now = trio.current_time()
             self._peer.beat(now)
+            if now >= tidy_at:
+                tidy_at = now + _IDLE_SECONDS
+                self._peer.drop_idle_parts()
             if now >= refresh_at:
                 refresh_at = now + life / 1.5
                 channel.put_text(json.dumps({"type": "refresh_token"}))

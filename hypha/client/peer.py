@@ -23,7 +23,7 @@ from hypha.client.run import Runner
 from hypha.client.service import Offered
 from hypha.client.store import Group, Store
 from hypha.client.values import Codec, Decoder, Encoder, Record, decode_error, encode_error
-from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, PeerGone, PermissionDenied
+from hypha.errors import CallTimeout, HyphaError, InvalidArgument, LimitExceeded, NotFound, PeerGone, PermissionDenied
 from hypha.wire import calls, values
 from hypha.wire.calls import CallBody, CallTable, MessagePacker, Promise, encode_value
 from hypha.wire.chunks import CACHE_PREFIX, ChunkStore, arguments, part_call, slices
@@ -40,7 +40,7 @@ SMALL_PART = 262_144
 LARGE_PART = 1024 * 1024
 _PART_ROOM = 1024  # bytes of a header
 _PARTS_AT_ONCE = 8
-_MAX_CHUNKED = 1 << 30  # bytes of unfinished messages in parts from one peer
+_MAX_CHUNKED = 1 << 30  # bytes of unfinished messages in parts, from one peer and from all
 _MAX_CHUNKED_COUNT = 64
 _ANSWERS = frozenset({"resolve", "reject", "heartbeat"})
 _FAR = 1e15  # a deadline that nobody has set, in trio time
@@ -158,15 +158,24 @@ class Peer:
         return self._channel
 
     def take(self, message: bytes) -> None:
-        """Take a message that has come."""
+        """Take a message that has come. Nothing in it can end the connection."""
         try:
             self._dispatch(read_delivered(message))
         except HyphaError as exc:
             logger.warning("dropped a message that cannot be read: %s", exc)
+        except Exception:  # a fault of ours, which one peer must not turn against all others
+            logger.exception("dropped a message")
+
+    def drop_idle_parts(self) -> None:
+        """Forget messages in parts that did not move since this was asked last: who gives up never says so."""
+        for sender, store in list(self._chunks.items()):
+            store.drop_idle()
+            if not store.messages:
+                del self._chunks[sender]
 
     def beat(self, now: float) -> None:
         """Send the heartbeats that are due (``protocol.md`` 4.6). *now*: trio time in seconds."""
-        for running in self._running.values():
+        for running in list(self._running.values()):
             promise = running.promise
             if promise is None or promise.heartbeat is None or promise.interval is None or running.next_beat > now:
                 continue
@@ -538,6 +547,8 @@ class Peer:
             if entry is None or entry.target != sender:
                 raise NotFound(f"session does not exist anymore: {key[:100]}")
             entry.alive()
+        if operation in {"append", "set"} and sum(other.size for other in self._chunks.values()) > _MAX_CHUNKED:
+            raise LimitExceeded(f"messages in parts hold more than {_MAX_CHUNKED} bytes; try again later")
         if operation == "create":
             store.create(key, overwrite=given.get("overwrite", False))
         elif operation == "append":

@@ -181,7 +181,7 @@ class Decoder:
     def decode(self, value: Any, workspace: str, depth: int = MAX_DEPTH) -> Any:
         """*value* for the program. *workspace*: where relative targets lie, that of the sender.
 
-        Raises :class:`InvalidArgument` for a value nested too deeply.
+        Raises :class:`InvalidArgument` for what is nested too deeply, or is not what it is marked as.
         """
         if isinstance(value, memoryview):  # a long byte string, not copied before it is known whether it must be
             return bytes(value)
@@ -194,7 +194,10 @@ class Decoder:
         kind = value.get("_rtype")
         if not isinstance(kind, str):
             return Record({key: self.decode(item, workspace, depth - 1) for key, item in value.items()})
-        return self._marked(kind, value, workspace, depth)
+        try:
+            return self._marked(kind, value, workspace, depth)
+        except (KeyError, TypeError, ValueError) as exc:  # whoever sent it made it by hand
+            raise InvalidArgument(f"a value that is marked as {kind[:40]!r} cannot be read: {exc!r}") from exc
 
     def _marked(self, kind: str, value: dict[str, Any], workspace: str, depth: int) -> Any:
         if kind in {"method", "generator"}:
@@ -227,12 +230,16 @@ def _decode_array(value: dict[str, Any]) -> Any:
     data = value["_rvalue"]
     if isinstance(data, list):
         data = b"".join(data)
+    name = value["_rdtype"]
+    if not isinstance(name, str):
+        raise TypeError("a dtype is named by a text")
     try:
         import numpy as np
 
-        array = np.frombuffer(data, dtype=np.dtype(value["_rdtype"]).newbyteorder("<"))
+        dtype = np.dtype(name).newbyteorder("<")
     except (ImportError, TypeError):
         return Record(value)
+    array = np.frombuffer(data, dtype=dtype)
     shape = value.get("_rshape")
     return array if shape is None else array.reshape(shape)
 

@@ -28,7 +28,10 @@ def read_delivered(data: Buffer) -> Frame:
     if not isinstance(header, dict) or not isinstance(header.get("type"), str) or not isinstance(extra, dict):
         raise ProtocolViolation("the message does not begin with a map that has a 'type'")
     get = header.get
-    return Frame(get("to", ""), header["type"], get("method"), get("session"), get("parent"), header, b"", extra)
+    for name in ("to", "method", "session", "parent"):
+        if not isinstance(get(name, ""), str | None):
+            raise ProtocolViolation(f"header field {name!r} must be text")
+    return Frame(get("to") or "", header["type"], get("method"), get("session"), get("parent"), header, b"", extra)
 
 
 def _short_values(data: Buffer) -> tuple[Any, Any]:

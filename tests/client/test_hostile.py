@@ -1,0 +1,154 @@
+"""What other peers send: none of it ends the connection, and each learns what was wrong."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+import msgpack
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from hypha.client.peer import Peer
+from hypha.client.run import TrioRunner
+from hypha.errors import HyphaError, InvalidArgument
+from hypha.testing import LiveServer
+from tests.client.conftest import pair
+
+scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
+)
+words = st.sampled_from(
+    ["method", "services.built-in.ping", "services.svc.f", "s1.resolve", "a.b", "ndarray", "set", "orderedmap", "*"]
+)
+KEYS = [
+    "type",
+    "method",
+    "session",
+    "parent",
+    "from",
+    "to",
+    "args",
+    "with_kwargs",
+    "promise",
+    "t",
+    "timeout",
+    "data",
+    "resolve",
+    "reject",
+    "heartbeat",
+    "interval",
+    "_rtype",
+    "_rvalue",
+    "_rshape",
+    "_rdtype",
+    "_rtarget",
+    "_rmethod",
+]
+keys = st.sampled_from(KEYS)
+values = st.recursive(
+    scalars | words, lambda item: st.lists(item, max_size=4) | st.dictionaries(keys, item, max_size=6), max_leaves=12
+)
+maps = st.dictionaries(keys, values, max_size=8)
+
+
+@given(maps, maps)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+def test_no_message_makes_a_fault_of_ours(main: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Nothing but what we say of bad messages: the log has no traceback."""
+    records: list[logging.LogRecord] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler = Keep(logging.ERROR)
+    log = logging.getLogger("hypha.client.peer")
+    log.addHandler(handler)
+    try:
+        peer = Peer(TrioRunner(), None, lambda event: None)
+        peer.take(msgpack.packb({"type": "method", **main}) + msgpack.packb(extra))
+    finally:
+        log.removeHandler(handler)
+    assert not records, [record.exc_text or record.exc_info for record in records]
+
+
+BAD: list[Any] = [
+    {"_rtype": "ndarray"},
+    {"_rtype": "ndarray", "_rvalue": b"abc", "_rshape": [1000], "_rdtype": "uint8"},
+    {"_rtype": "ndarray", "_rvalue": 3, "_rshape": [1], "_rdtype": "uint8"},
+    {"_rtype": "ndarray", "_rvalue": b"abc", "_rshape": [1], "_rdtype": 7},
+    {"_rtype": "set"},
+    {"_rtype": "set", "_rvalue": [[1]]},
+    {"_rtype": "orderedmap", "_rvalue": [1]},
+    {"_rtype": "memoryview"},
+    {"_rtype": "typedarray", "_rvalue": None, "_rdtype": "int8"},
+]
+
+
+@pytest.mark.parametrize("value", BAD)
+async def test_a_value_that_is_not_what_it_says(live: LiveServer, value: Any) -> None:
+    async with pair(live) as (worker, user):
+        await worker.register_service({"id": "svc", "f": lambda value: 1})
+        service = await user.get_service("svc")
+        with pytest.raises(InvalidArgument, match="cannot be read"):
+            await _raw(user.peer, worker.peer.name, [value])
+        assert await service.f(1) == 1
+
+
+async def _raw(peer: Peer, target: str, args: list[Any]) -> Any:
+    """Call with arguments that are sent as they are."""
+
+    async def send(channel: Any, session: str) -> None:
+        fields = {"type": "method", "to": target, "method": "services.svc.f", "session": session}
+        await channel.send(msgpack.packb(fields), msgpack.packb({"args": args, "promise": "*", "t": 15.0}))
+
+    return await peer._exchange(target, "services.svc.f", send, promise="*")
+
+
+async def test_nobody_cancels_the_call_of_another(live: LiveServer) -> None:
+    begun, over = trio.Event(), trio.Event()
+    sessions: list[str] = []
+
+    async def hold(context: Any) -> str:
+        sessions.append(context["session"])
+        begun.set()
+        await over.wait()
+        return "done"
+
+    async with (
+        pair(live) as (worker, user),
+        live.connect({"workspace": worker.config.workspace, "token": await worker.generate_token()}) as rogue,
+    ):
+        await worker.register_service({"id": "svc", "config": {"require_context": True}, "hold": hold})
+        service = await user.get_service("svc")
+        results: list[str] = []
+
+        async def ask() -> None:
+            results.append(await service.hold())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await begun.wait()
+            assert await rogue.peer.call(worker.peer.name, "services.built-in.cancel", sessions) is None
+            over.set()
+        assert results == ["done"]
+
+
+async def test_messages_that_are_never_finished_are_dropped(live: LiveServer, autojump_clock: MockClock) -> None:
+    async with pair(live) as (worker, user):
+        await worker.register_service({"id": "svc", "f": lambda: 1})
+        cache = "services.built-in.message_cache."
+        await user.peer.call(worker.peer.name, cache + "create", ["key", False])
+        assert list(worker.peer._chunks) == [user.peer.name]
+        wrong: list[list[Any]] = [[], ["key"], [1, 2, 3]]
+        for name, args in itertools.product(["append", "set", "process", "remove", "nothing"], wrong):
+            if args != ["key"] or name not in {"process", "remove"}:
+                with pytest.raises(HyphaError):
+                    await user.peer.call(worker.peer.name, cache + name, args)
+        await trio.sleep(130)
+        assert not worker.peer._chunks
