@@ -25,31 +25,10 @@ scalars = (
 words = st.sampled_from(
     ["method", "services.built-in.ping", "services.svc.f", "s1.resolve", "a.b", "ndarray", "set", "orderedmap", "*"]
 )
-KEYS = [
-    "type",
-    "method",
-    "session",
-    "parent",
-    "from",
-    "to",
-    "args",
-    "with_kwargs",
-    "promise",
-    "t",
-    "timeout",
-    "data",
-    "resolve",
-    "reject",
-    "heartbeat",
-    "interval",
-    "_rtype",
-    "_rvalue",
-    "_rshape",
-    "_rdtype",
-    "_rtarget",
-    "_rmethod",
-]
-keys = st.sampled_from(KEYS)
+HEADER = ["type", "method", "session", "parent", "from", "to", "data"]
+BODY = ["args", "with_kwargs", "promise", "t", "timeout", "resolve", "reject", "heartbeat", "interval"]
+MARKS = ["_rtype", "_rvalue", "_rshape", "_rdtype", "_rtarget", "_rmethod"]
+keys = st.sampled_from([*HEADER, *BODY, *MARKS])
 values = st.recursive(
     scalars | words, lambda item: st.lists(item, max_size=4) | st.dictionaries(keys, item, max_size=6), max_leaves=12
 )
