@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 import trio
 
+from hypha.client import parts
 from hypha.client.channel import Channel
 from hypha.client.drive import Drive
 from hypha.client.remote import RemoteFunction, RemoteGenerator
@@ -23,10 +23,10 @@ from hypha.client.run import Runner
 from hypha.client.service import Offered
 from hypha.client.store import Group, Store
 from hypha.client.values import Codec, Decoder, Encoder, Record, decode_error, encode_error
-from hypha.errors import CallTimeout, HyphaError, InvalidArgument, LimitExceeded, NotFound, PeerGone, PermissionDenied
+from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, PeerGone, PermissionDenied
 from hypha.wire import calls, values
 from hypha.wire.calls import CallBody, CallTable, MessagePacker, Promise, encode_value
-from hypha.wire.chunks import CACHE_PREFIX, ChunkStore, arguments, part_call, slices
+from hypha.wire.chunks import CACHE_PREFIX, part_call
 from hypha.wire.delivery import read_delivered
 from hypha.wire.frame import Buffer, Frame
 
@@ -34,29 +34,11 @@ logger = logging.getLogger(__name__)
 
 BUILT_IN = "services.built-in."
 
-#: Bytes of a message up to which every peer takes it whole, and of the parts of a longer one (``protocol.md`` 2.6).
-SMALL_PART = 262_144
-#: The same between two clients of this kind, and to the server.
-LARGE_PART = 1024 * 1024
-_PART_ROOM = 1024  # bytes of a header
-_PARTS_AT_ONCE = 8
-_MAX_CHUNKED = 1 << 30  # bytes of unfinished messages in parts, from one peer and from all
-_MAX_CHUNKED_COUNT = 64
 _ANSWERS = frozenset({"resolve", "reject", "heartbeat"})
 _FAR = 1e15  # a deadline that nobody has set, in trio time
-_MAX_KNOWN = 1000  # peers whose abilities are remembered
 
 #: What this client says of its built-in service.
-BUILT_IN_CONFIG = {"visibility": "public", "require_context": True, "api_version": 3, "part_bytes": LARGE_PART}
-
-
-@dataclass(frozen=True, slots=True)
-class Abilities:
-    """How large messages go to a peer. *by_index*: parts come in any order. *compact*: it knows the promise ``*``."""
-
-    part_bytes: int
-    by_index: bool
-    compact: bool
+BUILT_IN_CONFIG = {"visibility": "public", "require_context": True, "api_version": 3, "part_bytes": parts.LARGE_PART}
 
 
 @dataclass(slots=True, eq=False)
@@ -110,7 +92,6 @@ class Peer:
         self.manager = ""
         self._patience = patience
         self._on_event = on_event
-        self._frame_bytes = LARGE_PART
         self._channel: Channel | None = None
         self._nursery: trio.Nursery | None = None
         self._attached = trio.Event()
@@ -118,8 +99,8 @@ class Peer:
         self._calls = CallTable()
         self._packer = MessagePacker()
         self._running: dict[tuple[str, str], _Running] = {}
-        self._chunks: dict[str, ChunkStore] = {}
-        self._abilities: OrderedDict[str, Abilities] = OrderedDict()
+        self._parts_out = parts.Sender(self)
+        self._parts_in = parts.Receiver(self._keep_alive)
 
     # --- the connection ---------------------------------------------------------------------------------------
 
@@ -129,7 +110,7 @@ class Peer:
         self.workspace = info["workspace"]
         self.name = f"{self.workspace}/{info['client_id']}"
         self.manager = f"*/{info['manager_id']}"
-        self._frame_bytes = info.get("frame_bytes", LARGE_PART)
+        self._parts_out.begin(self.manager, info.get("frame_bytes", 2 * parts.LARGE_PART))
         self._channel, self._nursery = channel, nursery
         self._attached.set()
 
@@ -141,8 +122,7 @@ class Peer:
             self._calls.close(entry)
             entry.settle(False, PeerGone("the connection to the server was lost during the call"))
         self.store.clear()
-        self._chunks.clear()
-        self._abilities.clear()
+        self._parts_in.clear()
 
     def end(self, error: HyphaError) -> None:
         """There will be no connection any more; calls fail with *error*."""
@@ -167,11 +147,8 @@ class Peer:
             logger.exception("dropped a message")
 
     def drop_idle_parts(self) -> None:
-        """Forget messages in parts that did not move since this was asked last: who gives up never says so."""
-        for sender, store in list(self._chunks.items()):
-            store.drop_idle()
-            if not store.messages:
-                del self._chunks[sender]
+        """Forget messages in parts that did not move since this was asked last."""
+        self._parts_in.drop_idle()
 
     def beat(self, now: float) -> None:
         """Send the heartbeats that are due (``protocol.md`` 4.6). *now*: trio time in seconds."""
@@ -333,49 +310,30 @@ class Peer:
         """Send a message, in parts when it is long. *session*: the call that it answers, which the parts keep alive."""
         packed = self._packer.pack(fields, extra)
         target = fields["to"]
-        if len(packed) <= SMALL_PART:
+        if len(packed) <= self._parts_out.small:
             await channel.send(packed)
             return
-        able = await self._able(target)
+        able = await self._parts_out.able(target)
         if len(packed) <= able.part_bytes:
             await channel.send(packed)
         else:
-            await self._send_parts(target, packed, able, session)
+            await self._parts_out.send(target, packed, able, session)
 
-    async def _able(self, target: str) -> Abilities:
-        if target == self.manager:
-            return Abilities(min(LARGE_PART, self._frame_bytes - _PART_ROOM), by_index=True, compact=True)
-        known = self._abilities.get(target)
-        if known is None:
-            service = await self.call(target, BUILT_IN + "get_service", ["built-in"], promise=True)
-            config = service.get("config") if isinstance(service, dict) else None
-            known = self._abilities[target] = _abilities(config if isinstance(config, dict) else {}, self._frame_bytes)
-            if len(self._abilities) > _MAX_KNOWN:
-                self._abilities.popitem(last=False)
-        return known
+    async def put_part(
+        self, target: str, key: str, index: int | None, part: Buffer, *, heartbeat: bool, promise: object
+    ) -> None:
+        method = CACHE_PREFIX + ("append" if index is None else "set")
 
-    async def _send_parts(self, target: str, packed: Buffer, able: Abilities, session: str | None) -> None:
-        key, heartbeat = session or secrets.token_urlsafe(12), session is not None
-        promise = "*" if able.compact else True
+        async def send(channel: Channel, session: str) -> None:
+            fields, extra = _header(target, method, session), self._promise(promise, session)
+            await channel.send(*part_call(fields, key, index, part, heartbeat=heartbeat, promise=extra))
 
-        async def put(part: Buffer, index: int | None) -> None:
-            method = CACHE_PREFIX + ("append" if index is None else "set")
+        await self._exchange(target, method, send, promise=promise)
 
-            async def send(channel: Channel, own: str) -> None:
-                extra, fields = self._promise(promise, own), _header(target, method, own)
-                await channel.send(*part_call(fields, key, index, part, heartbeat=heartbeat, promise=extra))
-
-            await self._exchange(target, method, send, promise=promise)
-
-        # All by position: a JavaScript receiver appends the context after them (``protocol.md`` 11.9).
-        await self.call(target, CACHE_PREFIX + "create", [key, heartbeat], promise=promise)
-        parts = slices(packed, able.part_bytes)
-        if able.by_index:
-            await _at_once([partial(put, part, index) for index, part in enumerate(parts)])
-        else:
-            for part in parts:
-                await put(part, None)
-        await self.call(target, CACHE_PREFIX + "process", [key, heartbeat], promise=promise)
+    def ask(self, target: str, method: str, args: list[Any], promise: object) -> None:
+        session = secrets.token_hex(8)  # its answer finds nobody
+        body = encode_value({"args": args, **self._promise(promise, session)})
+        self._put(calls.Message(_header(target, method, session), body))
 
     # --- being called -----------------------------------------------------------------------------------------
 
@@ -498,7 +456,9 @@ class Peer:
         name = frame.method.removeprefix(BUILT_IN)
         operation = name.removeprefix("message_cache.")
         if operation != name:
-            self._chunk(operation, frame, sender)
+            package = self._parts_in.take(sender, operation, frame.extra())
+            if package is not None:
+                self._process(package, frame)
             return None
         body = calls.parse_call(frame.extra(), frame.session)
         function = {"ping": self._ping, "get_service": self._get_service, "cancel": self.cancel}.get(name)
@@ -538,29 +498,12 @@ class Peer:
             **functions,
         }
 
-    def _chunk(self, operation: str, frame: Frame, sender: str) -> None:
-        given = arguments(operation, frame.extra())
-        store = self._chunks.setdefault(sender, ChunkStore(_MAX_CHUNKED, _MAX_CHUNKED_COUNT))
-        key = given["key"]
-        if given.get("heartbeat"):
-            entry = self._calls.pending.get(key)
-            if entry is None or entry.target != sender:
-                raise NotFound(f"session does not exist anymore: {key[:100]}")
-            entry.alive()
-        if operation in {"append", "set"} and sum(other.size for other in self._chunks.values()) > _MAX_CHUNKED:
-            raise LimitExceeded(f"messages in parts hold more than {_MAX_CHUNKED} bytes; try again later")
-        if operation == "create":
-            store.create(key, overwrite=given.get("overwrite", False))
-        elif operation == "append":
-            store.append(key, given["data"])
-        elif operation == "set":
-            store.set(key, given["index"], given["data"])
-        elif operation == "remove":
-            store.remove(key)
-        else:
-            self._process(store.take(key), frame)
-        if not store.messages:
-            del self._chunks[sender]
+    def _keep_alive(self, sender: str, session: str) -> None:
+        """A part of the answer to one of our calls has come."""
+        entry = self._calls.pending.get(session)
+        if entry is None or entry.target != sender:
+            raise NotFound(f"session does not exist anymore: {session[:100]}")
+        entry.alive()
 
     def _process(self, package: bytes, frame: Frame) -> None:
         inner = read_delivered(package)
@@ -569,35 +512,6 @@ class Peer:
         inner.fields.update({name: frame.fields.get(name) for name in ("from", "to", "user", "ws")})
         inner.to = self.name
         self._dispatch(inner)
-
-
-def _abilities(config: Mapping[str, Any], frame_bytes: int) -> Abilities:
-    version, size = config.get("api_version"), config.get("part_bytes")
-    modern = isinstance(version, int | float) and version >= 3
-    part = min(size, frame_bytes - _PART_ROOM) if isinstance(size, int) and size > SMALL_PART else SMALL_PART
-    return Abilities(part, by_index=modern, compact=modern)
-
-
-async def _at_once(functions: Sequence[Callable[[], Any]]) -> None:
-    """Run all of them, some at once. Raises what the first one raises that fails."""
-    failure: list[HyphaError] = []
-    room = trio.Semaphore(_PARTS_AT_ONCE)
-
-    async def run(function: Callable[[], Any], scope: trio.CancelScope) -> None:
-        try:
-            await function()
-        except HyphaError as exc:
-            failure.append(exc)
-            scope.cancel()
-        finally:
-            room.release()
-
-    async with trio.open_nursery() as nursery:
-        for function in functions:
-            await room.acquire()
-            nursery.start_soon(run, function, nursery.cancel_scope)
-    if failure:
-        raise failure[0]
 
 
 def _header(target: str, method: str, session: str) -> dict[str, Any]:

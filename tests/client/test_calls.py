@@ -96,8 +96,8 @@ async def test_large_values_go_both_ways(live: LiveServer, size: int) -> None:
         array = np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)
         assert np.array_equal(await service.echo(array), array)
         assert await service.echo({"many": [array.tobytes()[:1000]] * 3}) == {"many": [array.tobytes()[:1000]] * 3}
-        assert not worker.peer._chunks
-        assert not user.peer._chunks
+        assert not worker.peer._parts_in
+        assert not user.peer._parts_in
 
 
 async def test_large_values_reach_the_server(live: LiveServer) -> None:
@@ -534,5 +534,5 @@ async def test_calls_leave_nothing_behind(live: LiveServer) -> None:
             assert await service.apply(print, number) == number
         for program in (worker, user):
             peer = program.peer
-            held: list[Any] = [peer._running, peer._calls.pending, peer._chunks, peer.store._groups, peer.store._kept]
+            held: list[Any] = [peer._running, peer._calls.pending, peer._parts_in, peer.store._groups, peer.store._kept]
             assert not any(held)

@@ -157,7 +157,7 @@ RULES = (
     Rule(
         "text is not run as code",
         _runs_text_as_code,
-        {"launch/module.py": 1},  # the module that the person who starts the server names, as python -m would
+        {"launch/entrypoint.py": 1},  # the module that the person who starts the server names, as python -m would
     ),
     Rule(
         "tasks start where docs/design.md says that they live",
@@ -169,7 +169,8 @@ RULES = (
             "broker/modern.py": 1,  # pings of all clients of a workspace, which end within the call that asks for them
             "broker/outbox.py": 1,  # the writer of a full socket
             "client/link.py": 1,  # what serves a connection
-            "client/peer.py": 3,  # a call of another peer, a generator that it iterates, parts that are sent at once
+            "client/parts.py": 1,  # parts that are sent at once, within the call that sends them
+            "client/peer.py": 2,  # a call of another peer, a generator that it iterates
             "client/server.py": 2,  # the client; the program's handler of an event, for as long as it is connected
             "sync.py": 1,  # a call that a thread waits for, ended with the connection
             "testing.py": 1,  # a connection in memory, in the nursery of Hypercorn's
