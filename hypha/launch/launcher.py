@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import trio
 
 from hypha.launch.command import Command
-from hypha.launch.module import Module
+from hypha.launch.module import Module, client_ids
 from hypha.launch.plan import LaunchPlan
 from hypha.launch.supervisor import Host, Supervisor
 
@@ -19,9 +19,13 @@ class Launcher:
         """*environ*: what programs see of the environment, beside what their entries say."""
         self._host = host
         #: Those of the first start when the server is open, the next ones when those before have settled.
+        inside = [*plan.functions, *plan.modules]
+        ids = client_ids(entry.name for entry in inside)
+        modules = [Module(entry, host, client_id) for entry, client_id in zip(inside, ids, strict=True)]
+        first = len(plan.functions)
         self._phases: Sequence[Sequence[Supervisor]] = [
-            *([Module(entry, host)] for entry in plan.functions),
-            [Module(entry, host) for entry in plan.modules],
+            *([module] for module in modules[:first]),
+            modules[first:],
             [Command(entry, host, environ) for entry in plan.commands],
         ]
 

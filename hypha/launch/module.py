@@ -9,16 +9,12 @@ Which world it runs in is told by the function and by the variable ``__hypha_bac
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import logging
 import re
-import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -34,22 +30,14 @@ from hypha.client.loop import AsyncioRunner, asyncio_face
 from hypha.client.run import Runner, TrioRunner
 from hypha.client.server import Server, connect_to_server
 from hypha.errors import HyphaError
+from hypha.launch.entrypoint import Entrypoint, Unfit, find_entrypoint, findable, load, unload
 from hypha.launch.plain import PlainRunner
 from hypha.launch.plan import ModuleEntry
 from hypha.launch.supervisor import ALIVE_SECONDS, Host, Supervisor
 
 logger = logging.getLogger(__name__)
 
-#: The variable of a module that says for what its async functions are written, and what it may say.
-BACKEND = "__hypha_backend__"
-BACKENDS = ("asyncio", "trio")
-
-_NUMBERS = count(1)
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
-
-
-class Unfit(Exception):
-    """The module is not what its entry says, or its connection is over. The text follows the name of the service."""
 
 
 class Module(Supervisor):
@@ -59,19 +47,19 @@ class Module(Supervisor):
     the same after each new start, so that it can take its client id again at once.
     """
 
-    def __init__(self, entry: ModuleEntry, host: Host) -> None:
+    def __init__(self, entry: ModuleEntry, host: Host, client_id: str) -> None:
         super().__init__(entry.name, entry.workspace, entry.checks, host)
+        self._client_id = client_id
         self._entry = entry
         self._user = new_user_id()
         self._threads = trio.CapacityLimiter(1 << 20)  # one that never comes back keeps nobody waiting
-        self._loaded: ModuleType | None = None
-        self._stage: str | None = None
         self._new_life()
 
     def _new_life(self) -> None:
         self._begun, self._returned, self._ended = trio.Event(), trio.Event(), trio.Event()
         self._begun_at = 0.0
-        self._stage = f"the import of {self._entry.module}"
+        self._loaded: ModuleType | None = None
+        self._stage: str | None = f"the import of {self._entry.module}"
 
     @property
     def beginning(self) -> str | None:
@@ -94,7 +82,7 @@ class Module(Supervisor):
 
         token, token_id = self._host.issue(self.workspace, self._user, Level.ADMIN)
         try:
-            with _findable(self._entry.module):
+            with findable(self._entry.module):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(work)
                     lack = await self.attend(self._ended.wait)
@@ -102,15 +90,17 @@ class Module(Supervisor):
         finally:
             self._ended.set()
             self._host.end(token_id)
-            if self._loaded is not None:  # imported anew at the next start
-                sys.modules.pop(self._loaded.__name__, None)
+            if self._loaded is not None:
+                unload(self._loaded)
         return f"{self.name} {lack or failure}"
 
     async def _work(self, token: str) -> str:
         """The barrier around the module: whatever it does is its failure, in words that follow its name."""
         try:
             await self._run(token)
-        except (Exception, SystemExit, BaseExceptionGroup) as caught:
+        except GeneratorExit:
+            raise
+        except BaseException as caught:  # sys.exit, and some of what asyncio raises, is no Exception
             error = _without_cancellations(caught)
             if error is None:
                 raise
@@ -120,49 +110,78 @@ class Module(Supervisor):
 
     async def _run(self, token: str) -> None:
         """Load the module, connect it, call its function, and wait until the connection is over."""
-        entry = await self._in_thread(self._load)
-        self._stage = "its connection to the server"
-        async with self._world(entry.kind, token) as (server, call):
-            self._begun_at = trio.current_time()
-            self._stage = None
-            self._begun.set()
-            async with trio.open_nursery() as nursery:
+        async with AioThread(self.name) as thread:
+            # In the thread in which its async functions will run: some of what it makes belongs to its thread.
+            entrypoint = await thread.run(self._load)
+            function = partial(entrypoint.function, **self._entry.kwargs)
+            if entrypoint.world == "asyncio":
+                async with self._connected(token, AsyncioRunner(thread)) as server:
+                    await self._use(server, partial(thread.run, function, asyncio_face(server, thread)))
+                return
+            if entrypoint.world == "thread":
+                runner = PlainRunner(thread)
+                async with self._connected(token, runner) as server:
+                    await self._use(server, partial(self._in_thread, function, runner.face(server)))
+                return
+        async with self._connected(token, TrioRunner()) as server:
+            await self._use(server, partial(function, server))
 
-                async def begin() -> None:
-                    await call(partial(entry.function, **self._entry.kwargs))
-                    self._returned.set()
-
-                nursery.start_soon(begin)
-                await _until_over(server)
-                nursery.cancel_scope.cancel()
-
-    async def _in_thread(self, function: Callable[[], Any]) -> Any:
-        """Whatever blocks there is left behind when it is not wanted any more."""
-        return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._threads)
-
-    # --- the module -------------------------------------------------------------------------------------------
-
-    def _load(self) -> _Entrypoint:
+    def _load(self) -> Entrypoint:
         """Import the module and find its function. Blocks. Raises what the module raises."""
-        begun = self._begun
-        loaded = _import(self._entry.module)
-        if begun is self._begun and not self._ended.is_set():
-            self._loaded = loaded
+        life = self._begun
+        module = load(self._entry.module)
+        if life is self._begun and not self._ended.is_set():
+            self._loaded = module
         else:  # nobody waits for it any more
-            sys.modules.pop(loaded.__name__, None)
-        names = vars(loaded)
-        function = names.get(self._entry.entrypoint)
-        if not callable(function):
-            lack = "is no function" if self._entry.entrypoint in names else "is not there"
-            raise Unfit(f"cannot start: {self._what} {lack}")
-        backend = names.get(BACKEND, "asyncio")
-        if backend not in BACKENDS:
-            raise Unfit(f"cannot start: {BACKEND} of {self._entry.module} is {backend!r}; write 'asyncio' or 'trio'")
-        if _is_coroutine_function(function):
-            return _Entrypoint(function, backend)
-        if backend == "trio":
-            raise Unfit(f"cannot start: {self._what} is no async function, as {BACKEND} = 'trio' wants it to be")
-        return _Entrypoint(function, "thread")
+            unload(module)
+        return find_entrypoint(self._entry, module)
+
+    @asynccontextmanager
+    async def _connected(self, token: str, runner: Runner) -> AsyncIterator[Server]:
+        self._stage = "its connection to the server"
+        settings = {
+            "server_url": self._host.inner_url,
+            "workspace": self.workspace,
+            "token": token,
+            "client_id": self._client_id,
+        }
+        async with connect_to_server(settings, dial=self._dial, runner=runner) as server:
+            yield server
+
+    async def _dial(self) -> trio.abc.Stream:
+        if self._retired:
+            raise ConnectionRefusedError("the server is about to end")
+        return await self._host.dial()
+
+    async def _use(self, server: Server, call: Callable[[], Awaitable[object]]) -> None:
+        """Call the function, and wait until the connection is over for good."""
+        self._begun_at = trio.current_time()
+        self._stage = None
+        self._begun.set()
+        async with trio.open_nursery() as nursery:
+
+            async def begin() -> None:
+                await call()
+                self._returned.set()
+
+            nursery.start_soon(begin)
+            try:
+                await server.serve()
+            except HyphaError as error:
+                raise Unfit(f"has lost its connection to the server: {error}") from error
+            nursery.cancel_scope.cancel()
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call it in a thread, which is left behind when it blocks and is not wanted any more."""
+
+        def call() -> list[Any]:
+            return [function(*args)]  # trio refuses what can be awaited
+
+        (result,) = await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+        if inspect.isawaitable(result):
+            raise Unfit(f"cannot start: {self._what} returns what must be awaited: write it as async def")
+
+    # --- what went wrong --------------------------------------------------------------------------------------
 
     @property
     def _what(self) -> str:
@@ -174,132 +193,25 @@ class Module(Supervisor):
         did = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"raised {_shown(error)}"
         return f"failed: {self._stage or self._what} {did}{_place(error, self._entry.module, self._loaded)}"
 
-    # --- its worlds -------------------------------------------------------------------------------------------
 
-    def _world(self, kind: str, token: str) -> AbstractAsyncContextManager[tuple[Server, _Call]]:
-        return {"asyncio": self._in_asyncio, "trio": self._in_trio, "thread": self._in_plain_thread}[kind](token)
-
-    @asynccontextmanager
-    async def _in_trio(self, token: str) -> AsyncIterator[tuple[Server, _Call]]:
-        async with self._connected(token, TrioRunner()) as server:
-
-            async def call(function: Callable[..., Any]) -> None:
-                await function(server)
-
-            yield server, call
-
-    @asynccontextmanager
-    async def _in_asyncio(self, token: str) -> AsyncIterator[tuple[Server, _Call]]:
-        async with (
-            AioThread(self.name) as thread,
-            self._connected(token, AsyncioRunner(thread)) as server,
-        ):
-
-            async def call(function: Callable[..., Any]) -> None:
-                await thread.run(function, asyncio_face(server, thread))
-
-            yield server, call
-
-    @asynccontextmanager
-    async def _in_plain_thread(self, token: str) -> AsyncIterator[tuple[Server, _Call]]:
-        async with AioThread(self.name) as thread:
-            runner = PlainRunner(thread)
-            async with self._connected(token, runner) as server:
-
-                async def call(function: Callable[..., Any]) -> None:
-                    result = await self._in_thread(lambda: [function(runner.face(server))])
-                    if inspect.isawaitable(result[0]):
-                        raise Unfit(f"cannot start: {self._what} returns what must be awaited: write it as async def")
-
-                yield server, call
-
-    @asynccontextmanager
-    async def _connected(self, token: str, runner: Runner) -> AsyncIterator[Server]:
-        settings = {
-            "server_url": self._host.inner_url,
-            "workspace": self.workspace,
-            "token": token,
-            "client_id": client_id(self.name),
-        }
-        async with connect_to_server(settings, dial=self._dial, runner=runner) as server:
-            yield server
-
-    async def _dial(self) -> trio.abc.Stream:
-        if self._retired:
-            raise ConnectionRefusedError("the server is about to end")
-        return await self._host.dial()
+def client_ids(names: Iterable[str]) -> list[str]:
+    """The client ids of modules: from their *names*, without what nobody need know who sees their services."""
+    found: list[str] = []
+    for name in map(_client_id, names):
+        numbered = (f"{name}-{number}" if number > 1 else name for number in count(1))
+        found.append(next(candidate for candidate in numbered if candidate not in found))
+    return found
 
 
-_Call = Callable[[Callable[..., Any]], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Entrypoint:
-    """A function and where it runs."""
-
-    function: Callable[..., Any]
-    kind: str
-
-
-def client_id(name: str) -> str:
-    """The client id of the module *name*: what is told to all who see its services, so no more than its last part."""
+def _client_id(name: str) -> str:
     last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return _UNFIT.sub("-", last.removesuffix(".py")).strip("-.") or "module"
 
 
-async def _until_over(server: Server) -> None:
-    """Wait until the connection is over for good. Raises :class:`Unfit` when the server has ended it."""
-    try:
-        await server.serve()
-    except HyphaError as error:
-        raise Unfit(f"has lost its connection to the server: {error}") from error
-
-
-@contextmanager
-def _findable(module: Path | str) -> Iterator[None]:
-    """As long as the block lasts, what stands beside the file *module* can be imported, by its functions, too.
-
-    It comes last on the path, so that it does not hide what the server itself imports.
-    """
-    if isinstance(module, str):
-        yield
-        return
-    directory = str(module.parent)
-    sys.path.append(directory)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the module has changed the path, too
-            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(directory)]
-
-
-def _import(module: Path | str) -> ModuleType:
-    """Run the code of *module*."""
-    if isinstance(module, str):
-        return importlib.import_module(module)
-    name = f"hypha_module_{next(_NUMBERS)}_{re.sub(r'[^A-Za-z0-9_]', '_', module.stem)}"
-    spec = importlib.util.spec_from_file_location(name, module)
-    assert spec is not None, "the plan takes files that end in .py"
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[name] = made  # dataclasses and type hints look their module up
-    try:
-        spec.loader.exec_module(made)
-    except BaseException:
-        with suppress(KeyError):
-            del sys.modules[name]
-        raise
-    return made
-
-
-def _is_coroutine_function(function: Callable[..., Any]) -> bool:
-    inner = inspect.unwrap(function)
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
-
-
 def _without_cancellations(error: BaseException) -> BaseException | None:
     """The one error that *error* is about; None when it is nothing but cancellations."""
+    if isinstance(error, trio.Cancelled):
+        return None
     if isinstance(error, BaseExceptionGroup):
         _, rest = error.split(trio.Cancelled)
         return None if rest is None else _leaf(rest)

@@ -16,7 +16,7 @@ import trio
 import yaml
 
 from hypha.errors import HyphaError, PermissionDenied, RemoteError
-from hypha.launch.module import client_id
+from hypha.launch.module import client_ids
 from hypha.lazy import Failure, Unservable, explain
 from hypha.testing import LiveServer, open_server
 
@@ -228,6 +228,37 @@ async def test_a_module_of_plain_functions(tmp_path: Path) -> None:
             await service.fail()
 
 
+async def test_an_asyncio_module_is_imported_in_its_thread_and_loop(tmp_path: Path) -> None:
+    """As in a program of its own: connections to SQLite belong to their thread, tasks to their loop."""
+    code = """
+    import asyncio, sqlite3
+    database = sqlite3.connect(":memory:")
+    loop = asyncio.get_running_loop()
+
+    async def start(server):
+        with database:
+            database.execute("CREATE TABLE t (a)")
+        database.close()
+        assert loop is asyncio.get_running_loop()
+        await server.register_service({"id": "hi"})
+    """
+    write(tmp_path, "mine.py", code)
+    async with running(tmp_path, entry("mine.py", "hi"), memory=True):
+        pass
+
+
+async def test_modules_of_the_same_name_share_nothing(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, "mine.py", f"async def start(server): await server.register_service({{'id': {name!r}}})")
+    async with (
+        running(tmp_path, entry("one/mine.py", "one"), entry("two/mine.py", "two"), memory=True) as server,
+        server.connect({"token": server.token()}) as member,
+    ):
+        listed = {service.id for service in await member.list_services()}
+        assert listed >= {"public/mine:one", "public/mine.py-2:two"}
+
+
 async def test_what_is_behind_a_decorator_counts(tmp_path: Path) -> None:
     write(
         tmp_path,
@@ -322,12 +353,9 @@ async def test_a_module_by_its_dotted_name(tmp_path: Path, monkeypatch: pytest.M
         pass
 
 
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [("mine.py", "mine"), ("/a/b/c d.py", "c-d"), ("pack.mod", "pack.mod"), ("é/", "module"), ("..", "module")],
-)
-def test_the_client_id_is_made_of_the_name(name: str, found: str) -> None:
-    assert client_id(name) == found
+def test_client_ids_are_made_of_names() -> None:
+    names = ["mine.py", "mine.py-2", "/a/b/c d.py", "pack.mod", "é/", "..", "mine", "mine"]
+    assert client_ids(names) == ["mine", "mine.py-2", "c-d", "pack.mod", "module", "module-2", "mine-2", "mine-3"]
 
 
 # --- failures ---------------------------------------------------------------------------------------------------
@@ -355,6 +383,9 @@ def test_the_client_id_is_made_of_the_name(name: str, found: str) -> None:
             "async def start(server):\n    raise BaseExceptionGroup('two', [SystemExit(), OSError()])",
             "(2 sub-exceptions)",
         ),
+        ("async def start(server):\n    raise KeyboardInterrupt", "start in mine.py raised KeyboardInterrupt (line 2)"),
+        ("def start(server):\n    raise KeyboardInterrupt", "start in mine.py raised KeyboardInterrupt (line 2)"),
+        ("raise KeyboardInterrupt", "the import of mine.py raised KeyboardInterrupt (line 1)"),
         ("async def start(server):\n    await server.get_service('absent')", "start in mine.py raised hypha.errors."),
         ("async def start(server):\n    await server.disconnect()", "mine.py has disconnected from the server"),
         (
