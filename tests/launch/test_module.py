@@ -15,7 +15,8 @@ import pytest
 import trio
 import yaml
 
-from hypha.errors import HyphaError, PermissionDenied, RemoteError
+from hypha.broker.session import PeerSession
+from hypha.errors import HyphaError, PeerGone, PermissionDenied, RemoteError
 from hypha.launch.module import client_ids
 from hypha.lazy import Failure, Unservable, explain
 from hypha.testing import LiveServer, open_server
@@ -603,3 +604,62 @@ async def test_commands_do_not_wait_for_a_module_that_fails_again_and_again(tmp_
             while not (tmp_path / "there").exists():  # noqa: ASYNC110  a program tells it
                 await trio.sleep(0.01)
         assert not await loaded(server)
+
+
+# --- the connection ---------------------------------------------------------------------------------------------
+
+
+def session_of(server: LiveServer, client: str) -> PeerSession:
+    """What the server knows of the module *client*."""
+    broker = server._assembly._open_rooms().broker
+    (session,) = [session for session in broker.registry.sessions() if session.address.client == client]
+    return session
+
+
+async def test_a_module_comes_back_when_its_connection_is_lost(tmp_path: Path) -> None:
+    write(tmp_path, "mine.py", GREETER)
+    async with running(tmp_path, entry("mine.py", "hi"), memory=True) as server, server.connect() as user:
+        first = session_of(server, "mine").transport
+        first.close(1012, "once more")
+        with trio.fail_after(10):
+            while not await loaded(server) or session_of(server, "mine").transport is first:  # noqa: ASYNC110  as above
+                await trio.sleep(0.02)
+        assert await (await user.get_service("hi")).hello("x") == "Hello x"
+
+
+async def test_a_module_that_the_server_does_not_want_any_more_has_failed(tmp_path: Path) -> None:
+    write(tmp_path, "mine.py", GREETER)
+
+    async def lose() -> None:
+        async with running(tmp_path, entry("mine.py", "hi"), memory=True) as server:
+            session = session_of(server, "mine")
+            server._assembly._open_rooms().broker.tokens.end(session.principal.tokens[-1])
+            session.transport.close(1012, "and never again")
+            await trio.sleep_forever()
+
+    with pytest.raises(Unservable, match=r"^mine\.py has lost its connection to the server: .*revoked"):
+        await lose()
+
+
+async def test_a_thread_that_goes_on_for_too_long_learns_that_the_server_has_ended(tmp_path: Path) -> None:
+    code = """
+    import threading, time
+    ended, told = threading.Event(), []
+
+    def start(server):
+        server.register_service({"id": "hi"})
+        ended.wait(20)
+        try:
+            server.list_services()
+        except Exception as error:
+            told.append(error)
+    """
+    write(tmp_path, "mine.py", code)
+    async with running(tmp_path, entry("mine.py", "hi"), memory=True):
+        (module,) = [module for name, module in sys.modules.items() if name.startswith("hypha_module_")]
+    module.ended.set()
+    with trio.fail_after(5):
+        while not module.told:  # noqa: ASYNC110  a thread tells it
+            await trio.sleep(0.01)
+    (error,) = module.told
+    assert isinstance(error, PeerGone)
