@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial, wraps
 from types import TracebackType
@@ -32,6 +33,7 @@ CANCEL_SECONDS = 2.0
 ENDING_SECONDS, TASKS_SECONDS = 2.0, 1.0
 #: The same for a loop that did not move any more before.
 _STUCK_SECONDS = 0.05
+_THREADS = 32  # of a loop, for what blocks
 
 
 class AioThread:
@@ -184,7 +186,7 @@ class AioThread:
 
     def _main(self) -> None:
         self._loop.set_exception_handler(self._report)
-        executor = ThreadPoolExecutor(thread_name_prefix=self.name)
+        executor = _Executor(self.name)
         self._loop.set_default_executor(executor)
         try:
             self._run_until_stopped()
@@ -219,6 +221,49 @@ class AioThread:
 
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         logger.error("%s: %s", self.name, context.get("message"), exc_info=context.get("exception"))
+
+
+class _Executor(ThreadPoolExecutor):
+    """Threads of a loop for what blocks there, which the end of the process does not wait for.
+
+    Python joins those of its own executor: one that sleeps for an hour would keep a server that has ended for an hour.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._started = 0
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        self._jobs.put((future, partial(function, *args, **kwargs)))
+        if not self._idle.acquire(blocking=False) and self._started < _THREADS:
+            self._started += 1
+            threading.Thread(target=self._work, name=f"{self._name}_{self._started}", daemon=True).start()
+        return future
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, call = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as exc:  # noqa: BLE001  the program's own, which it gets
+                    future.set_exception(exc)
+            del job, future, call
+            self._idle.release()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads that have nothing to do. Does not wait, whatever *wait* says."""
+        with suppress(queue.Empty):
+            while cancel_futures:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job[0].cancel()
+        for _ in range(self._started):
+            self._jobs.put(None)
 
 
 class _Call:
