@@ -28,8 +28,9 @@ class Command(Supervisor):
         self._user = new_user_id()
 
     async def live(self) -> str:
+        server_url = self._host.server_url
         token, token_id = self._host.issue(self.workspace, self._user)
-        values = {"server_url": self._host.server_url, "workspace": self.workspace, "token": token}
+        values = {"server_url": server_url, "workspace": self.workspace, "token": token}
         arguments = self._entry.arguments(values)
         environ = {
             **self._environ,

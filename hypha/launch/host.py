@@ -22,6 +22,8 @@ class Door(Protocol):
 
     @property
     def sockets(self) -> Sequence[Any]: ...
+    @property
+    def is_secure(self) -> bool: ...
 
     async def connect(self) -> trio.abc.Stream: ...
 
@@ -56,7 +58,8 @@ class BrokerHost:
             if sock.family in {trio.socket.AF_INET, trio.socket.AF_INET6}:
                 host, port = sock.getsockname()[:2]
                 host = _ANY.get(host, host)
-                return f"http://{f'[{host}]' if ':' in host else host}:{port}{self._broker.config.base_path}"
+                scheme, shown = "https" if self._door.is_secure else "http", f"[{host}]" if ":" in host else host
+                return f"{scheme}://{shown}:{port}{self._broker.config.base_path}"
         return None
 
     def open_workspace(self, name: str) -> None:

@@ -368,13 +368,19 @@ OPENED = "hypha.opened"
 
 
 class Door:
-    """The server as it is open now. *sockets*: where it listens."""
+    """The server as it is open now. *sockets*: where it listens. *is_secure*: whether it speaks TLS there."""
 
     def __init__(
-        self, handler: Callable[[trio.abc.Stream], Awaitable[object]], sockets: Sequence[Any], nursery: trio.Nursery
+        self,
+        handler: Callable[[trio.abc.Stream], Awaitable[object]],
+        sockets: Sequence[Any],
+        nursery: trio.Nursery,
+        *,
+        is_secure: bool = False,
     ) -> None:
         """*handler* serves one connection. Its tasks run in *nursery*, with those of all other connections."""
         self.sockets = tuple(sockets)
+        self.is_secure = is_secure
         self._handler = handler
         self._nursery = nursery
 
@@ -409,7 +415,9 @@ async def _serve_listeners(handler: Any, listeners: list[Any], *, handler_nurser
     # The last argument that Hypercorn has prepared for each of its servers is a copy of the state of the lifespan.
     state = handler.args[-1]
     if OPENED in state:
-        state[OPENED](Door(handler, [_socket(listener) for listener in listeners], handler_nursery))
+        secure = any(isinstance(listener, trio.SSLListener) for listener in listeners)
+        sockets = [_socket(listener) for listener in listeners]
+        state[OPENED](Door(handler, sockets, handler_nursery, is_secure=secure))
     limit = state.get(CONNECTIONS)
     if limit is None:
         await trio.serve_listeners(handler, listeners, handler_nursery=handler_nursery)

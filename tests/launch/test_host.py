@@ -39,6 +39,8 @@ def scene() -> Scene:
 class Door:
     """How a server is reached, as far as it is asked for."""
 
+    is_secure = False
+
     def __init__(self, sockets: Sequence[Socket]) -> None:
         self.sockets = sockets
 
@@ -48,6 +50,12 @@ class Door:
 
 def host_of(scene: Scene, *sockets: Socket) -> BrokerHost:
     return BrokerHost(scene.broker, Door(sockets), lambda text: None)
+
+
+def test_the_address_says_whether_the_server_speaks_tls(scene: Scene) -> None:
+    door = Door([Socket(IPV4, "127.0.0.1", 9000)])
+    door.is_secure = True
+    assert BrokerHost(scene.broker, door, lambda text: None).server_url == "https://127.0.0.1:9000"
 
 
 @pytest.mark.parametrize(
