@@ -125,7 +125,8 @@ class _Line:
 
     def __init__(self, settings: Settings, dial: Dial | None) -> None:
         self.server = Server(settings, dial, BlockingRunner(self))
-        self._thread = threading.Thread(target=trio.run, args=(self._live,), name="hypha.sync", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="hypha.sync", daemon=True)
+        self._failure: BaseException | None = None
         self._ready = threading.Event()
         self._ending = trio.Event()
         self._token: trio.lowlevel.TrioToken
@@ -137,11 +138,21 @@ class _Line:
         self._thread.start()
         try:
             self._ready.wait()
+            if self._failure is not None:
+                raise self._failure
             self.call(self._connect)
         except BaseException:
             self.end()
             raise
         atexit.register(self.end, _EXIT_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._live)
+        except OSError as exc:  # no descriptors are left for a loop
+            self._failure = exc
+        finally:
+            self._ready.set()
 
     async def _connect(self) -> None:
         await self.server.start(self._links)
@@ -165,7 +176,7 @@ class _Line:
         self._refuse_own_thread("disconnect")
         atexit.unregister(self.end)
         self._ready.wait()
-        with suppress(trio.RunFinishedError):
+        with suppress(trio.RunFinishedError, AttributeError):  # the second: the loop has never run
             self._token.run_sync_soon(self._ending.set)
         self._thread.join(patience)
 

@@ -22,7 +22,7 @@ from hypha.broker.inflight import begin_call, cancel_call, end_call, settle
 from hypha.broker.outbox import DirtyOutboxes, flush_dirty
 from hypha.broker.own import OwnServices, Visit
 from hypha.broker.registry import Registry, Workspace
-from hypha.broker.session import PeerSession, Session, gone_text, server_stamp
+from hypha.broker.session import Arrival, PeerSession, Session, gone_text, server_stamp
 from hypha.config import Limits
 from hypha.errors import (
     CallTimeout,
@@ -112,7 +112,8 @@ class ServerSession(Session):
             return
         sender.server_calls += 1
         sender.server_call_bytes += size
-        sender.transport.start_soon(self._serve, sender, frame, to, substitute, size)
+        sender.arrived.append(Arrival(frame, to, substitute, size))
+        sender.transport.start_soon(self._serve, sender)
 
     def _refusal(self, sender: PeerSession) -> LimitExceeded | None:
         """Why a further call cannot run now."""
@@ -124,8 +125,12 @@ class ServerSession(Session):
             return LimitExceeded(f"the calls that run hold server_call_bytes_per_peer = {room} bytes; wait")
         return None
 
-    async def _serve(self, sender: PeerSession, frame: Frame, to: Address, substitute: str | None, size: int) -> None:
-        """One call, in the nursery of the caller's connection: ends with the call or with the connection."""
+    async def _serve(self, sender: PeerSession) -> None:
+        """One call, in the nursery of the caller's connection: ends with the call or with the connection.
+
+        Of those that have not begun it is the one that came first: tasks that are started together begin in any order.
+        """
+        frame, to, substitute, size = sender.arrived.popleft()
         try:
             body = calls.parse_call(frame.extra(), frame.session)
             frame.set_body(b"")  # decoded, it need not be kept as bytes too

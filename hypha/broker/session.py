@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypha.broker.access import ROOT, Principal
 from hypha.broker.outbox import DirtyOutboxes, Outbox, Transport
@@ -14,7 +15,16 @@ from hypha.wire.address import Address
 from hypha.wire.calls import Message, rejection
 from hypha.wire.chunks import ChunkPeek, ChunkStore
 from hypha.wire.dialect import Dialect
-from hypha.wire.frame import Fields
+from hypha.wire.frame import Fields, Frame
+
+
+class Arrival(NamedTuple):
+    """A call of one of the server's functions, *size* bytes. *substitute*: the function, when it is not the frame's."""
+
+    frame: Frame
+    to: Address
+    substitute: str | None
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +186,8 @@ class PeerSession(Session):
         self.server_calls = 0
         #: What they take, in bytes of their messages.
         self.server_call_bytes = 0
+        #: Those of which no task has begun yet, in the order in which they came.
+        self.arrived: deque[Arrival] = deque()
         #: Messages of this peer that could not be read and were dropped.
         self.malformed = 0
 

@@ -15,7 +15,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError,
 
 import hypha
 from hypha.client.stream import MessageStream, Pieces
-from hypha.errors import HyphaError, InvalidArgument, PeerGone, PermissionDenied, by_code
+from hypha.errors import HyphaError, InvalidArgument, LimitExceeded, PeerGone, PermissionDenied, by_code
 from hypha.wire.dialect import TRIO_AGENT
 from hypha.wire.frame import Buffer
 
@@ -46,7 +46,13 @@ class Location:
         if not self.is_secure:
             return await trio.open_tcp_stream(self.host, self.port)
         context = ssl.create_default_context()
-        return await trio.open_ssl_over_tcp_stream(self.host, self.port, https_compatible=True, ssl_context=context)
+        stream = await trio.open_ssl_over_tcp_stream(self.host, self.port, https_compatible=True, ssl_context=context)
+        try:
+            await stream.do_handshake()  # later its errors would be somebody else's
+        except trio.BrokenResourceError as exc:
+            await trio.aclose_forcefully(stream)
+            raise ConnectionError(f"TLS: {exc.__cause__ or exc}") from exc
+        return stream
 
 
 def parse_server_url(text: object) -> Location:
@@ -57,9 +63,11 @@ def parse_server_url(text: object) -> Location:
     try:
         parts = urlsplit(text)
         port = parts.port
+        (parts.hostname or "").encode("idna")
     except ValueError:
         raise problem from None
-    if parts.scheme not in _PORTS or not parts.hostname:
+    plain = text.isascii() and not any(letter.isspace() for letter in text)
+    if parts.scheme not in _PORTS or not parts.hostname or port == 0 or parts.query or parts.fragment or not plain:
         raise problem
     secure = parts.scheme in {"https", "wss"}
     path = parts.path.rstrip("/").removesuffix("/ws")
@@ -92,6 +100,7 @@ class Channel:
         self._bytes = 0
         self._room = trio.lowlevel.ParkingLot()
         self._wanted = trio.Event()
+        self._is_closed = False
 
     async def shake_hands(
         self, nursery: trio.Nursery, location: Location, credentials: Mapping[str, str | None]
@@ -114,7 +123,7 @@ class Channel:
 
     async def _wait_room(self) -> None:
         """Read on only when there is room for answers. No checkpoint when there is."""
-        while self._bytes > _QUEUE_BYTES:
+        while self._bytes > _QUEUE_BYTES and not self._is_closed:
             await self._room.park()
 
     def put(self, *message: Buffer) -> None:
@@ -126,14 +135,22 @@ class Channel:
         self._enter(text)
 
     def _enter(self, message: Pieces | str) -> None:
+        size, limit = _size(message), self.info.get("frame_bytes")
+        if limit is not None and size > limit:
+            raise LimitExceeded(f"a message of {size} bytes is larger than frame_bytes = {limit} of the server")
         self._waiting.append(message)
-        self._bytes += _size(message)
+        self._bytes += size
         self._wanted.set()
 
     async def send(self, *message: Buffer) -> None:
-        """Wait for room in the queue and put a message there. A cancelled one is not sent."""
-        while self._bytes and self._bytes + _size(message) > _QUEUE_BYTES:
+        """Wait for room in the queue and put a message there. One that is cancelled while it waits is not sent.
+
+        Raises :class:`PeerGone` when the connection is lost meanwhile, and :class:`LimitExceeded`.
+        """
+        while self._bytes and self._bytes + _size(message) > _QUEUE_BYTES and not self._is_closed:
             await self._room.park()
+        if self._is_closed:
+            raise PeerGone("the connection to the server was lost during the call")
         self._enter(message)
 
     async def write(self) -> None:
@@ -178,13 +195,15 @@ class Channel:
         return False
 
     async def abandon(self) -> None:
-        """Close the connection, whatever is under way."""
+        """Close the connection, whatever is under way. Who waits for room learns it."""
+        self._is_closed = True
+        self._room.unpark_all()
         await trio.aclose_forcefully(self.stream)
 
     async def close(self, patience: float) -> None:
         """Say goodbye: what waits goes out first, when the server takes it within *patience* seconds."""
         with trio.move_on_after(patience, shield=True):
-            while self._bytes:
+            while self._bytes and not self._is_closed:
                 await self._room.park()
             await self._websocket.aclose(1000)
 
@@ -202,6 +221,8 @@ async def open_channel(
             channel = Channel(await dial())
             await channel.shake_hands(nursery, location, credentials)
             return channel
+    except PeerGone as exc:
+        raise PeerGone(f"cannot connect to {location.url}: {exc}") from None
     except (OSError, trio.BrokenResourceError, HandshakeError, ConnectionClosed, trio.TooSlowError) as exc:
         raise PeerGone(f"cannot connect to {location.url}: {reason_of(exc)}") from exc
     finally:
@@ -228,8 +249,24 @@ def reason_of(exc: BaseException) -> str:
 
 
 def _read_greeting(first: bytes | str) -> dict[str, Any]:
-    document = json.loads(first) if isinstance(first, str) else {}
-    if document.get("type") == "connection_info":
-        return dict(document)
-    text = document.get("message") or "the server answered with something that is no greeting"
-    raise Refused((by_code(document.get("code")) or PermissionDenied)(text))
+    """What the server says first. Raises :class:`Refused`, and :class:`PeerGone` when it is no hypha server."""
+    document = read_text(first)
+    if document.get("type") == "connection_info" and _is_greeting(document):
+        return document
+    if document.get("type") == "error":
+        raise Refused((by_code(document.get("code")) or PermissionDenied)(str(document.get("message"))))
+    raise PeerGone("what answers there is no hypha server")
+
+
+def read_text(message: bytes | str) -> dict[str, Any]:
+    """A text message of the server, which is a map; empty when it is none."""
+    try:
+        document = json.loads(message) if isinstance(message, str) else None
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _is_greeting(document: dict[str, Any]) -> bool:
+    texts = all(isinstance(document.get(name), str) for name in ("workspace", "client_id", "manager_id"))
+    return texts and isinstance(document.get("frame_bytes", 1), int)

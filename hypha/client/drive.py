@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import trio
 
-from hypha.client.run import END, Runner
+from hypha.client.run import END, RAISED, Runner, own_error
 from hypha.errors import PeerGone
+
+logger = logging.getLogger(__name__)
 
 _CLOSING_SECONDS = 1.0
 
@@ -40,14 +43,25 @@ class Drive:
         finally:
             self._on_end()
             with trio.move_on_after(_CLOSING_SECONDS, shield=True):
-                await self._runner.close(self._generator)
+                await self._close()
 
     async def _step(self) -> tuple[bool, Any]:
         try:
             value = await self._runner.next(self._generator)
-        except Exception as exc:  # noqa: BLE001  the program's own, which its caller gets
-            return False, exc
+        except RAISED as exc:  # the program's own, which its caller gets
+            error = own_error(exc)
+            if error is None:
+                raise
+            return False, error
         return True, STOP if value is END else value
+
+    async def _close(self) -> None:
+        try:
+            await self._runner.close(self._generator)
+        except RAISED as exc:  # the program's own: nobody waits for it any more
+            if own_error(exc) is None:
+                raise
+            logger.info("a generator failed when it was closed: %r", exc)
 
     async def next(self) -> Any:
         """The next value, :data:`STOP` at the end. Raises what the generator raises."""

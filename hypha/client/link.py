@@ -6,19 +6,19 @@ import json
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import trio
 from trio_websocket import ConnectionClosed, HandshakeError
 
-from hypha.client.channel import Channel, Dial, Refused, open_channel, reason_of
+from hypha.client.channel import Channel, Dial, Refused, open_channel, read_text, reason_of
 from hypha.client.peer import Peer
 from hypha.client.settings import Settings
-from hypha.errors import HyphaError, PeerGone
+from hypha.errors import HyphaError, NotAuthenticated, PeerGone
 
 logger = logging.getLogger(__name__)
 
 _MAX_DELAY = 60.0
+_SENT_AWAY = 1008  # the close code of a server that does not want the client any more
 #: A connection that lived for less is a failed attempt: coming back at once would be a way to hurt the server.
 _STABLE_SECONDS = 5.0
 _TICK_SECONDS = 1.0
@@ -54,6 +54,7 @@ class Link:
         self._channel: Channel | None = None
         self._token: str | None = None
         self._workspace: str | None = settings.workspace
+        self._close_code: int | None = None
         self._closing = False
         self._said_goodbye = trio.Event()
         self._over = trio.Event()
@@ -80,7 +81,10 @@ class Link:
             began = trio.current_time()
             failure, was_up = await self._connect()
             if isinstance(failure, Refused):
-                return failure.error
+                if not self._may_come_anew(failure.error):
+                    return failure.error
+                self._token, self._workspace = None, self._settings.workspace
+                continue
             if self._closing or not self._settings.reconnect or self._token is None:
                 return failure
             attempt = 0 if was_up and trio.current_time() - began > _STABLE_SECONDS else attempt + 1
@@ -89,6 +93,14 @@ class Link:
             delay = 0.0 if attempt == 0 else min(2.0 ** (attempt - 1), _MAX_DELAY) * random.uniform(0.5, 1.0)  # noqa: S311  jitter is no secret
             logger.info("%s; the next attempt comes in %.1f s", failure, delay)
             await trio.sleep(delay)
+
+    def _may_come_anew(self, refusal: HyphaError) -> bool:
+        """Whether the token of the session alone is refused: it is too old, or the server has forgotten its key.
+
+        Then the program's own credentials may do, unless the server has sent the client away (1008).
+        """
+        known = self._token is not None and self._first.is_set()
+        return known and isinstance(refusal, NotAuthenticated) and self._close_code != _SENT_AWAY
 
     async def _connect(self) -> tuple[Refused | HyphaError, bool]:
         """One connection from its begin to its end; returns why it ended, and whether there was one."""
@@ -122,7 +134,7 @@ class Link:
         try:
             with trio.CancelScope() as scope:
                 for task in (Channel.write, self._read, self._tick, self._watch):
-                    nursery.start_soon(_until_closed, task, channel, scope)
+                    nursery.start_soon(self._until_closed, task, channel, scope)
                 await self._on_up(channel)
                 self._first.set()
                 await trio.sleep_forever()
@@ -139,9 +151,10 @@ class Link:
                 self._take_text(message)
 
     def _take_text(self, text: str) -> None:
-        document: Any = json.loads(text)
-        if isinstance(document, dict) and document.get("type") == "reconnection_token":
-            self._token = document.get("reconnection_token")
+        document = read_text(text)
+        token = document.get("reconnection_token")
+        if document.get("type") == "reconnection_token" and isinstance(token, str):
+            self._token = token
 
     async def _tick(self, channel: Channel) -> None:
         """Heartbeats, a new reconnection token before the old one expires, and what nobody finishes."""
@@ -201,12 +214,16 @@ class Link:
         self._over.set()
         self._life.cancel()
 
-
-async def _until_closed(task: Callable[[Channel], Awaitable[None]], channel: Channel, scope: trio.CancelScope) -> None:
-    """Run *task*, and end *scope* with it: it returns, or the connection is closed."""
-    try:
-        await task(channel)
-    except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-        logger.info("the connection was closed: %r", exc)
-    finally:
-        scope.cancel()
+    async def _until_closed(
+        self, task: Callable[[Channel], Awaitable[None]], channel: Channel, scope: trio.CancelScope
+    ) -> None:
+        """Run *task*, and end *scope* with it: it returns, or the connection is closed."""
+        try:
+            await task(channel)
+        except ConnectionClosed as exc:
+            self._close_code = None if exc.reason is None else exc.reason.code
+            logger.info("the connection was closed: %r", exc)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            logger.info("the connection was closed: %r", exc)
+        finally:
+            scope.cancel()

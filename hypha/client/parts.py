@@ -21,6 +21,7 @@ SMALL_PART = 262_144
 LARGE_PART = 1024 * 1024
 _HEADER_ROOM = 8192  # bytes of a frame that are not the part's: header, and what the server adds to it
 _PARTS_AT_ONCE = 8
+_MESSAGES_AT_ONCE = 8  # the server remembers 64 of a client that are not finished
 _MAX_KNOWN = 1000  # peers whose abilities are remembered
 _MAX_BYTES = 1 << 30  # of unfinished messages, from one peer and from all
 _MAX_MESSAGES = 64  # unfinished, from one peer
@@ -44,9 +45,17 @@ class Caller(Protocol):
         """Call a function and wait."""
 
     async def put_part(
-        self, target: str, key: str, index: int | None, part: Buffer, *, heartbeat: bool, promise: object
+        self,
+        target: str,
+        key: str,
+        index: int | None,
+        part: Buffer,
+        *,
+        heartbeat: bool,
+        promise: object,
+        sent: Callable[[], None],
     ) -> None:
-        """Send one part, which is not copied, and wait until it is there."""
+        """Send one part, which is not copied, and wait until it is there. *sent*: called when it is on its way."""
 
     def ask(self, target: str, method: str, args: list[Any], promise: object) -> None:
         """Call a function, whose answer nobody waits for."""
@@ -60,6 +69,7 @@ class Sender:
         self._limit = LARGE_PART
         self._manager = ""
         self._known: OrderedDict[str, Abilities] = OrderedDict()
+        self._room = trio.Semaphore(_MESSAGES_AT_ONCE)
 
     @property
     def small(self) -> int:
@@ -92,13 +102,26 @@ class Sender:
         part = size if isinstance(size, int) and size > SMALL_PART else SMALL_PART
         return Abilities(min(part, self._limit), by_index=modern, promise="*" if modern else True)
 
-    async def send(self, target: str, packed: Buffer, able: Abilities, session: str | None) -> None:
+    async def send(
+        self, target: str, packed: Buffer, able: Abilities, session: str | None, progress: Callable[[], None]
+    ) -> None:
         """Send *packed* in parts. *session*: the call that it answers, which the parts keep alive.
 
-        Raises what a call raises. When it fails, or is cancelled, the receiver is told to forget what it has.
+        *progress* is called for each part that is there. Raises what a call raises. When it fails, or is cancelled, the
+        receiver is told to forget what it has.
         """
+        async with self._room:
+            await self._send(target, packed, able, session, progress)
+
+    async def _send(
+        self, target: str, packed: Buffer, able: Abilities, session: str | None, progress: Callable[[], None]
+    ) -> None:
         key, heartbeat = session or secrets.token_urlsafe(12), session is not None
-        put = partial(self._caller.put_part, target, key, heartbeat=heartbeat, promise=able.promise)
+
+        async def put(index: int | None, part: Buffer, sent: Callable[[], None] = lambda: None) -> None:
+            await self._caller.put_part(target, key, index, part, heartbeat=heartbeat, promise=able.promise, sent=sent)
+            progress()
+
         done = False
         try:
             # All by position: a JavaScript receiver appends the context after them (``protocol.md`` 11.9).
@@ -117,16 +140,32 @@ class Sender:
                 self._caller.ask(target, CACHE_PREFIX + "remove", [key], able.promise)
 
 
-async def _at_once(functions: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Run all of them, some at once. Raises what the first one raises that fails."""
+async def _at_once(functions: Sequence[Callable[[Callable[[], None]], Awaitable[None]]]) -> None:
+    """Run all of them, some at once, each when the one before has *sent*. Raises what the first one raises that fails.
+
+    A router keeps what comes before its turn, and not much of it.
+    """
     failure: list[HyphaError] = []
     room = trio.Semaphore(_PARTS_AT_ONCE)
 
-    async def run(function: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    async def run(
+        function: Callable[[Callable[[], None]], Awaitable[None]],
+        scope: trio.CancelScope,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        begun = False
+
+        def sent() -> None:
+            nonlocal begun
+            begun = True
+            task_status.started()
+
         try:
-            await function()
+            await function(sent)
         except HyphaError as exc:
             failure.append(exc)
+            if not begun:
+                sent()
             scope.cancel()
         finally:
             room.release()
@@ -134,9 +173,16 @@ async def _at_once(functions: Sequence[Callable[[], Awaitable[None]]]) -> None:
     async with trio.open_nursery() as nursery:
         for function in functions:
             await room.acquire()
-            nursery.start_soon(run, function, nursery.cancel_scope)
+            await nursery.start(run, function, nursery.cancel_scope)
     if failure:
         raise failure[0]
+
+
+def _own(data: Buffer) -> Buffer:
+    """*data* without the message that it came in, when that is much longer: it would be kept as long."""
+    if isinstance(data, memoryview) and 2 * len(data) < len(memoryview(data.obj)):
+        return bytes(data)
+    return data
 
 
 class Receiver:
@@ -174,9 +220,9 @@ class Receiver:
         if operation == "create":
             store.create(key, overwrite=given.get("overwrite", False))
         elif operation == "append":
-            store.append(key, given["data"])
+            store.append(key, _own(given["data"]))
         elif operation == "set":
-            store.set(key, given["index"], given["data"])
+            store.set(key, given["index"], _own(given["data"]))
         else:
             store.remove(key)
         return None

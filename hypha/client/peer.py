@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,13 +21,13 @@ from hypha.client import parts
 from hypha.client.channel import Channel
 from hypha.client.drive import Drive
 from hypha.client.remote import RemoteFunction, RemoteGenerator
-from hypha.client.run import Runner
+from hypha.client.run import RAISED, Runner, own_error
 from hypha.client.service import Offered
 from hypha.client.store import Group, Store
-from hypha.client.values import Codec, Decoder, Encoder, Record, decode_error, encode_error
+from hypha.client.values import Codec, Decoder, Encoded, Encoder, Record, decode_error, encode_error
 from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, PeerGone, PermissionDenied
 from hypha.wire import calls, values
-from hypha.wire.calls import CallBody, CallTable, MessagePacker, Promise, encode_value
+from hypha.wire.calls import CallBody, CallTable, MessagePacker, encode_value
 from hypha.wire.chunks import CACHE_PREFIX, part_call
 from hypha.wire.delivery import read_delivered
 from hypha.wire.frame import Buffer, Frame
@@ -43,11 +45,13 @@ BUILT_IN_CONFIG = {"visibility": "public", "require_context": True, "api_version
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A function of ours that works for another peer."""
+    """A function of ours that works for another peer, or is about to."""
 
     sender: str
     session: str
-    promise: Promise | None
+    frame: Frame
+    offered: Offered
+    body: CallBody
     scope: trio.CancelScope
     next_beat: float
     cancelled: bool = False
@@ -99,6 +103,8 @@ class Peer:
         self._calls = CallTable()
         self._packer = MessagePacker()
         self._running: dict[tuple[str, str], _Running] = {}
+        #: Those of which no task has begun yet, in the order in which they came.
+        self._arrived: deque[_Running] = deque()
         self._parts_out = parts.Sender(self)
         self._parts_in = parts.Receiver(self._keep_alive)
 
@@ -121,6 +127,8 @@ class Peer:
         for entry in list(self._calls.pending.values()):
             self._calls.close(entry)
             entry.settle(False, PeerGone("the connection to the server was lost during the call"))
+        self._arrived.clear()
+        self._running.clear()
         self.store.clear()
         self._parts_in.clear()
 
@@ -153,7 +161,7 @@ class Peer:
     def beat(self, now: float) -> None:
         """Send the heartbeats that are due (``protocol.md`` 4.6). *now*: trio time in seconds."""
         for running in list(self._running.values()):
-            promise = running.promise
+            promise = running.body.promise
             if promise is None or promise.heartbeat is None or promise.interval is None or running.next_beat > now:
                 continue
             running.next_beat = now + promise.interval
@@ -185,46 +193,55 @@ class Peer:
         *,
         promise: object = "*",
         cancels: bool = False,
+        through: Channel | None = None,
     ) -> Any:
         """Call *method* of *target* and return its value.
 
         *promise*: how the answer is wanted, as the function's own map says (``protocol.md`` 4.2); without any, nothing
-        is waited for. *cancels*: the callee stops when it is told to. Raises
-        :class:`RemoteError` with the function's own text, :class:`PeerGone`, :class:`CallTimeout`, another
+        is waited for. *cancels*: the callee stops when it is told to. *through*: this connection and no later
+        one. Raises :class:`RemoteError` with the function's own text, :class:`PeerGone`, :class:`CallTimeout`, another
         :class:`HyphaError` that the other end has named, and :class:`InvalidArgument` for what cannot be sent. While
         there is no connection it waits for the next one.
         """
         deadline = trio.current_effective_deadline()
+        is_timed = deadline < _FAR and not method.startswith(CACHE_PREFIX)  # routers know what chunk calls hold
 
-        async def send(channel: Channel, session: str) -> None:
-            extra = self._arguments(args, kwargs, session, target)
-            extra.update(self._promise(promise, session))
-            if deadline < _FAR:
-                extra["timeout"] = max(0.0, deadline - trio.current_time())
-            await self._send(channel, _header(target, method, session), extra, None)
+        async def send(channel: Channel, session: str, progress: Callable[[], None]) -> None:
+            with self._giving() as given:
+                extra = self._arguments(args, kwargs, self._encoder(target, session, given))
+                extra.update(self._promise(promise, session))
+                if is_timed:
+                    extra["timeout"] = max(0.0, deadline - trio.current_time())
+                await self._send(channel, _header(target, method, session), extra, None, progress)
 
-        return await self._exchange(target, method, send, promise=promise, cancels=cancels)
+        return await self._exchange(target, method, send, promise=promise, cancels=cancels, through=through)
 
     async def _exchange(
         self,
         target: str,
         method: str,
-        send: Callable[[Channel, str], Awaitable[None]],
+        send: Callable[[Channel, str, Callable[[], None]], Awaitable[None]],
         *,
         promise: object,
         cancels: bool = False,
+        through: Channel | None = None,
     ) -> Any:
-        """Let *send* send a call, as the session that it is told, and wait for the answer."""
-        channel = await self.channel()
+        """Let *send* send a call, and wait for the answer.
+
+        *send* gets the channel, the session of the call, and what it calls when a part of it has arrived.
+        """
+        channel = through or await self.channel()
         outcome = _Outcome()
         entry = self._calls.open(self.name, target, outcome.settle, outcome.alive)
         try:
             if self._patience is None:
-                await send(channel, entry.session)
+                await send(channel, entry.session, outcome.alive)
                 if promise:
                     await outcome.settled.wait()
             else:
-                await self._within(self._patience, outcome, partial(send, channel, entry.session), wait=bool(promise))
+                await self._within(
+                    self._patience, outcome, partial(send, channel, entry.session, outcome.alive), wait=bool(promise)
+                )
         finally:
             self._calls.close(entry)
             self.store.close(entry.session)
@@ -260,31 +277,48 @@ class Peer:
             return {"promise": "*", "t": calls.HEARTBEAT_SECONDS}
         return {"promise": calls.explicit_promise(self.name, session)} if promise else {}
 
-    def _arguments(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, session: str, target: str
-    ) -> dict[str, Any]:
-        encode = self.encoder(target, session).encode
+    def _arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, encoder: Encoder) -> dict[str, Any]:
+        encode = encoder.encode
         encoded = [encode(item) for item in args]
         if not kwargs:
             return {"args": encoded}
         return {"args": [*encoded, {key: encode(item) for key, item in kwargs.items()}], "with_kwargs": True}
 
-    def encoder(self, target: str, session: str | None) -> Encoder:
-        """Encodes for *target*. Functions live as long as the call *session*, or until *target* is gone."""
+    @contextmanager
+    def _giving(self) -> Iterator[list[Group]]:
+        """A message is encoded and sent in the block; what it gives away is taken back when it is not sent."""
+        given: list[Group] = []
+        sent = False
+        try:
+            yield given
+            sent = True
+        finally:
+            if not sent:
+                for group in given:
+                    self.store.forget(group)
+
+    def _encoder(self, target: str, session: str | None, given: list[Group]) -> Encoder:
+        """Encodes for *target*. Functions live as long as the call *session*, or until *target* is gone.
+
+        *given* collects the groups of those that live longer.
+        """
         groups: dict[bool, Group] = {}
 
         def offer(function: Callable[..., Any], *, lasting: bool) -> dict[str, Any]:
             if lasting not in groups:
                 kept = lasting or session is None
                 groups[lasting] = self.store.keep(target) if kept else self.store.open(str(session), target)
+                if kept:
+                    given.append(groups[lasting])
             return groups[lasting].offer(function, self.name)
 
-        return Encoder(offer, partial(self._offer_generator, target), self.codecs)
+        return Encoder(offer, partial(self._offer_generator, target, given), self.codecs)
 
-    def _offer_generator(self, target: str, generator: Any) -> dict[str, Any]:
+    def _offer_generator(self, target: str, given: list[Group], generator: Any) -> dict[str, Any]:
         if self._nursery is None:
             raise PeerGone("the connection to the server was lost")
         group = self.store.keep(target)
+        given.append(group)
         drive = Drive(generator, self.runner, partial(self.store.forget, group))
         group.on_end = drive.end
         step, closing = group.add(drive.next, native=True), group.add(drive.close, native=True)
@@ -300,13 +334,34 @@ class Peer:
         }
 
     def _result(self, target: str, outcome: _Outcome) -> Any:
-        if not outcome.succeeded:
-            raise outcome.value if isinstance(outcome.value, HyphaError) else decode_error(outcome.value)
-        return self.decoder.decode(outcome.value, target.partition("/")[0])
+        if outcome.succeeded:
+            return self.decoder.decode(outcome.value, target)
+        error = outcome.value if isinstance(outcome.value, HyphaError) else decode_error(outcome.value)
+        if isinstance(error, PeerGone):
+            self.store.forget_peer(target)
+        raise error
 
     # --- sending ----------------------------------------------------------------------------------------------
 
-    async def _send(self, channel: Channel, fields: dict[str, Any], extra: dict[str, Any], session: str | None) -> None:
+    async def emit(self, kind: str, to: str, data: Any) -> None:
+        """Send an event to a client, or with ``*`` to all that have subscribed. Raises :class:`InvalidArgument`.
+
+        Functions can be sent to a client only.
+        """
+        channel = await self.channel()
+        with self._giving() as given:
+            encoder = self._encoder(to, None, given) if to != "*" else Encoder(_refuse, _refuse_generator, self.codecs)
+            body = encode_value({"data": encoder.encode(data)})
+            await channel.send(encode_value({"type": kind, "to": to}), body)
+
+    async def _send(
+        self,
+        channel: Channel,
+        fields: dict[str, Any],
+        extra: dict[str, Any],
+        session: str | None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
         """Send a message, in parts when it is long. *session*: the call that it answers, which the parts keep alive."""
         packed = self._packer.pack(fields, extra)
         target = fields["to"]
@@ -317,16 +372,25 @@ class Peer:
         if len(packed) <= able.part_bytes:
             await channel.send(packed)
         else:
-            await self._parts_out.send(target, packed, able, session)
+            await self._parts_out.send(target, packed, able, session, progress)
 
     async def put_part(
-        self, target: str, key: str, index: int | None, part: Buffer, *, heartbeat: bool, promise: object
+        self,
+        target: str,
+        key: str,
+        index: int | None,
+        part: Buffer,
+        *,
+        heartbeat: bool,
+        promise: object,
+        sent: Callable[[], None],
     ) -> None:
         method = CACHE_PREFIX + ("append" if index is None else "set")
 
-        async def send(channel: Channel, session: str) -> None:
+        async def send(channel: Channel, session: str, progress: Callable[[], None]) -> None:
             fields, extra = _header(target, method, session), self._promise(promise, session)
             await channel.send(*part_call(fields, key, index, part, heartbeat=heartbeat, promise=extra))
+            sent()
 
         await self._exchange(target, method, send, promise=promise)
 
@@ -338,19 +402,23 @@ class Peer:
     # --- being called -----------------------------------------------------------------------------------------
 
     def _dispatch(self, frame: Frame) -> None:
-        if frame.type != "method" or frame.method is None:
+        method = frame.method
+        if frame.type != "method" or method is None:
             self._event(frame)
             return
-        session, _, name = frame.method.rpartition(".")
         sender = str(frame.fields.get("from", ""))
-        if name in _ANSWERS and session in self._calls.pending:
+        if method.startswith(BUILT_IN):
+            self._built_in(frame, sender, method.removeprefix(BUILT_IN))
+            return
+        session, _, name = method.rpartition(".")
+        if name not in _ANSWERS or method.startswith("services."):
+            self._start(frame, sender, partial(self.store.find, method, sender, self.workspace))
+        elif session in self._calls.pending:
             self._take_answer(frame, sender)
-        elif frame.method.startswith(BUILT_IN):
-            self._answer_at_once(frame, partial(self._built_in, frame, sender))
-        elif name in _ANSWERS and frame.session is None:
-            logger.debug("a late answer from %s", sender)
+        elif frame.session is not None:
+            self._start(frame, sender, partial(self.store.find, method, sender, self.workspace))
         else:
-            self._start(frame, sender)
+            logger.debug("a late answer from %s", sender)
 
     def _take_answer(self, frame: Frame, sender: str) -> None:
         if not self._calls.receive(sender, self.name, frame):
@@ -359,88 +427,113 @@ class Peer:
             self._answer_at_once(frame, lambda: None)
 
     def _event(self, frame: Frame) -> None:
-        event = self.decoder.decode({**frame.fields, **frame.extra()}, self.workspace)
-        if frame.type == "client_disconnected" and "from" not in frame.fields and isinstance(event.get("data"), dict):
-            self.store.forget_peer(f"{self.workspace}/{event['data'].get('id')}")
+        told = {**frame.fields, **frame.extra()}
+        sender = str(told.get("from") or self.manager)
+        event = Record({key: self.decoder.decode(item, sender) for key, item in told.items()})
+        data = event.get("data")
+        if frame.type == "client_disconnected" and "from" not in frame.fields and isinstance(data, dict):
+            self.store.forget_peer(f"{self.workspace}/{data.get('id')}")
         self._on_event(event)
 
     def _answer_at_once(self, frame: Frame, function: Callable[[], Any]) -> None:
-        body = calls.parse_call(frame.extra(), frame.session)
+        """Answer a call in the place that it has among others; what *function* raises is the answer, too."""
+        sender, session = str(frame.fields.get("from", "")), frame.session or ""
+        try:
+            promise = calls.parse_call(frame.extra(), frame.session).promise
+        except HyphaError as exc:
+            if frame.wants_answer:
+                self._put(calls.rejection(sender, session, exc.remote_text(), exc.code))
+            return
         try:
             succeeded, value = True, function()
         except HyphaError as exc:
             succeeded, value = False, values.error(exc.remote_text(), exc.code)
-        if body.promise is not None:
-            sender, session = str(frame.fields.get("from", "")), frame.session or ""
-            method = body.promise.resolve if succeeded else body.promise.reject
-            self._put(calls.answer(sender, method, session, value))
+        if promise is not None:
+            self._put(calls.answer(sender, promise.resolve if succeeded else promise.reject, session, value))
 
-    def _start(self, frame: Frame, sender: str) -> None:
+    def _start(self, frame: Frame, sender: str, find: Callable[[], Offered]) -> None:
+        """Let the function that *find* gives work for *sender*."""
+        key = sender, frame.session or secrets.token_hex(8)
         try:
-            assert frame.method is not None
-            offered = self.store.find(frame.method, sender, self.workspace)
+            offered = find()
             body = calls.parse_call(frame.extra(), frame.session)
+            if key in self._running:
+                raise InvalidArgument("a call of that session is running")
         except HyphaError as exc:
             self._answer_at_once(frame, partial(_raise, exc))
             return
-        assert self._nursery is not None
-        self._nursery.start_soon(self._serve, frame, sender, offered, body)
-
-    async def _serve(self, frame: Frame, sender: str, offered: Offered, body: CallBody) -> None:
-        """One call of another peer: ends with the function, when its caller gives up, or with the connection."""
-        now = trio.current_time()
-        patience = frame.extra().get("timeout")
+        if self._nursery is None:
+            return  # the connection is over
+        now, interval = trio.current_time(), body.promise.interval if body.promise is not None else None
         scope = trio.CancelScope()
-        if isinstance(patience, int | float):
-            scope.deadline = now + patience
-        interval = body.promise.interval if body.promise is not None else None
-        running = _Running(sender, frame.session or "", body.promise, scope, now + 0.8 * (interval or 0.0))
-        key = sender, frame.session or secrets.token_hex(8)
+        if body.timeout is not None:
+            scope.deadline = now + body.timeout
+        running = _Running(sender, key[1], frame, offered, body, scope, now + 0.8 * (interval or 0.0))
         self._running[key] = running
+        self._arrived.append(running)
+        self._nursery.start_soon(self._serve)
+
+    async def _serve(self) -> None:
+        """One call of another peer: ends with the function, when its caller gives up, or with the connection.
+
+        Of those that have not begun it is the one that came first: tasks that are started together begin in any order.
+        """
+        if not self._arrived:
+            return  # the connection is over
+        running = self._arrived.popleft()
+        promise = running.body.promise
         try:
-            with scope:
-                await self._run(frame, sender, offered, body)
-            if scope.cancelled_caught and body.promise is not None:
+            with running.scope:
+                await self._run(running)
+            if running.scope.cancelled_caught and promise is not None:
                 # Nobody waits for it; the server strikes the call out.
                 text = "the call was cancelled by its caller" if running.cancelled else "the caller's time is over"
                 over = values.error(CallTimeout(text).remote_text(), CallTimeout.code)
-                self._put(calls.answer(sender, body.promise.reject, running.session, over))
+                self._put(calls.answer(running.sender, promise.reject, running.session, over))
+        except Exception:  # a fault of ours, which one peer must not turn against all others
+            logger.exception("a call of %s could not be answered", running.sender)
         finally:
-            del self._running[key]
+            if self._running.get((running.sender, running.session)) is running:
+                del self._running[running.sender, running.session]
 
-    async def _run(self, frame: Frame, sender: str, offered: Offered, body: CallBody) -> None:
-        succeeded, value = await self._outcome(frame, sender, offered, body)
-        if body.promise is None:
-            return
-        session = frame.session or body.promise.resolve.rpartition(".")[0]
-        method = body.promise.resolve if succeeded else body.promise.reject
-        fields = {"type": "method", "to": sender, "method": method, "parent": session}
-        channel = self._channel
-        if channel is None:
-            return
+    async def _run(self, running: _Running) -> None:
+        promise, sender = running.body.promise, running.sender
         try:
-            await self._send(channel, fields, {"args": [value]}, session)
+            with self._giving() as given:
+                succeeded, value = await self._outcome(running, given)
+                channel = self._channel
+                if promise is None or channel is None:
+                    return
+                session = running.frame.session or promise.resolve.rpartition(".")[0]
+                method = promise.resolve if succeeded else promise.reject
+                fields = {"type": "method", "to": sender, "method": method, "parent": session}
+                await self._send(channel, fields, {"args": [value]}, session)
         except HyphaError as exc:
             logger.warning("the answer to %s could not be sent: %s", sender, exc)
             error = values.error(exc.remote_text(), exc.code)
-            self._put(calls.answer(sender, body.promise.reject, session, error))
+            if promise is not None:
+                self._put(calls.answer(sender, promise.reject, running.session, error))
 
-    async def _outcome(self, frame: Frame, sender: str, offered: Offered, body: CallBody) -> tuple[bool, Any]:
+    async def _outcome(self, running: _Running, given: list[Group]) -> tuple[bool, Any]:
         """What the function returns, encoded, or its error. Nothing that it raises ends the connection."""
-        place = sender.partition("/")[0]
+        offered, sender = running.offered, running.sender
         try:
-            args = [self.decoder.decode(item, place) for item in body.args]
-            kwargs = {name: self.decoder.decode(item, place) for name, item in body.kwargs.items()}
+            args = [self.decoder.decode(item, sender) for item in running.body.args]
+            kwargs = {name: self.decoder.decode(item, sender) for name, item in running.body.kwargs.items()}
             if offered.injects:
-                kwargs["context"] = self.decoder.decode({**frame.fields, "connection_type": "websocket"}, place)
+                told = {**running.frame.fields, "connection_type": "websocket"}
+                kwargs["context"] = self.decoder.decode(told, sender)
             if offered.native:
                 value = await offered.function(*args, **kwargs)
             else:
                 value = await self.runner.call(offered.function, args, kwargs)
-            return True, self.encoder(sender, None).encode(value)
-        except (Exception, SystemExit) as exc:  # noqa: BLE001  the program's own, which its caller gets
-            logger.info("%s failed for %s: %r", frame.method, sender, exc)
-            return False, encode_error(exc)
+            return True, self._encoder(sender, None, given).encode(value)
+        except RAISED as exc:  # the program's own, which its caller gets
+            error = own_error(exc)
+            if error is None:
+                raise
+            logger.info("%s failed for %s: %r", running.frame.method, sender, error)
+            return False, encode_error(error)
 
     def cancel(self, sender: str, session: object) -> None:
         """Stop the function that works for *sender* in its call *session*, if there is one."""
@@ -451,19 +544,26 @@ class Peer:
 
     # --- the built-in service (``protocol.md`` 6) -------------------------------------------------------------
 
-    def _built_in(self, frame: Frame, sender: str) -> Any:
-        assert frame.method is not None
-        name = frame.method.removeprefix(BUILT_IN)
+    def _built_in(self, frame: Frame, sender: str, name: str) -> None:
         operation = name.removeprefix("message_cache.")
-        if operation != name:
-            package = self._parts_in.take(sender, operation, frame.extra())
-            if package is not None:
-                self._process(package, frame)
-            return None
-        body = calls.parse_call(frame.extra(), frame.session)
-        function = {"ping": self._ping, "get_service": self._get_service, "cancel": self.cancel}.get(name)
+        if name == "get_service":  # the answer may be long
+            offered = Offered(partial(self._get_service, sender), native=True)
+            self._start(frame, sender, lambda: offered)
+        elif operation != name:
+            self._answer_at_once(frame, partial(self._take_part, sender, operation, frame))
+        else:
+            self._answer_at_once(frame, partial(self._short_function, sender, name, frame))
+
+    def _take_part(self, sender: str, operation: str, frame: Frame) -> None:
+        package = self._parts_in.take(sender, operation, frame.extra())
+        if package is not None:
+            self._process(package, frame)
+
+    def _short_function(self, sender: str, name: str, frame: Frame) -> Any:
+        function = {"ping": self._ping, "cancel": self.cancel}.get(name)
         if function is None:
-            raise NotFound(f"Method not found: {frame.method[:200]}")
+            raise NotFound(f"Method not found: {BUILT_IN}{name[:200]}")
+        body = calls.parse_call(frame.extra(), frame.session)
         if len(body.args) != 1 or body.kwargs:
             raise InvalidArgument(f"{name} takes one argument")
         return function(sender, body.args[0])
@@ -473,15 +573,16 @@ class Peer:
             raise InvalidArgument("ping takes the text 'ping'")
         return "pong"
 
-    def _get_service(self, sender: str, service_id: object) -> dict[str, Any]:
+    async def _get_service(self, sender: str, service_id: object) -> Encoded:
         if service_id == "built-in":
-            return self._built_in_interface()
+            return Encoded(self._built_in_interface())
         service = self.store.services.get(str(service_id))
         if service is None:
             raise NotFound(f"'Service not found: {str(service_id)[:200]}'")
         if not service.is_open_to(sender.partition("/")[0], self.workspace):
             raise PermissionDenied(f"Permission denied for getting protected service: {service.id}")
-        return service.interface(self.name, self.workspace, self.encoder(sender, None))
+        with self._giving() as given:
+            return Encoded(service.interface(self.name, self.workspace, self._encoder(sender, None, given)))
 
     def _built_in_interface(self) -> dict[str, Any]:
         def function(path: str) -> dict[str, Any]:
@@ -516,6 +617,14 @@ class Peer:
 
 def _header(target: str, method: str, session: str) -> dict[str, Any]:
     return {"type": "method", "to": target, "method": method, "session": session}
+
+
+def _refuse(function: Callable[..., Any], /, *, lasting: bool) -> dict[str, Any]:
+    raise InvalidArgument("a function cannot be sent to all clients: name the one that it is for")
+
+
+def _refuse_generator(generator: Any) -> dict[str, Any]:
+    raise InvalidArgument("a generator cannot be sent to all clients: name the one that it is for")
 
 
 def _raise(error: HyphaError) -> None:

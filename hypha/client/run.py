@@ -21,6 +21,21 @@ _DEFERRED = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENER
 END = object()
 
 
+#: What functions of a program may raise. What is in it for trio stays out by :func:`own_error`.
+RAISED = (Exception, SystemExit, BaseExceptionGroup)
+
+
+def own_error(error: BaseException) -> BaseException | None:
+    """What a function of the program has raised, without cancellations and Ctrl-C; None when it is nothing but these.
+
+    Then it must be raised on.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    _, rest = error.split((trio.Cancelled, KeyboardInterrupt))
+    return rest
+
+
 class Runner(Protocol):
     """The world of a program: trio, threads, or another event loop. Its methods are called in trio."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -15,17 +15,16 @@ from hypha.client.channel import Channel, Dial
 from hypha.client.link import Link
 from hypha.client.peer import Peer
 from hypha.client.remote import Service
-from hypha.client.run import Runner, TrioRunner
-from hypha.client.service import LocalService, parse_service
+from hypha.client.run import RAISED, Runner, TrioRunner, own_error
+from hypha.client.service import parse_service
 from hypha.client.settings import Settings, parse_settings
 from hypha.client.values import Codec, Record
 from hypha.errors import HyphaError, InvalidArgument, NotFound
-from hypha.wire.calls import encode_value
-from hypha.wire.frame import packer
 
 logger = logging.getLogger(__name__)
 
 _MANAGER = "services.default."
+_MAX_EVENTS = 10_000  # that wait for one handler
 
 
 class Server:
@@ -41,8 +40,12 @@ class Server:
         self.config = Record()
         self._peer = Peer(runner, settings.method_timeout, self._take_event)
         self._link = Link(self._peer, settings, dial, self._came, self._went)
-        self._handlers: dict[str, list[Callable[..., Any]]] = {}
+        self._listeners: dict[str, list[_Listener]] = {}
         self._subscribed: set[str] = set()
+        #: Held by who tells the server of services, so that it hears of them in the order in which they changed.
+        self._telling = trio.Lock()
+        #: The ids of services that the server may have of this program.
+        self._told: set[str] = set()
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -73,14 +76,33 @@ class Server:
         """There is a connection: tell the server again what this program offers and wants to hear."""
         told = {key: value for key, value in channel.info.items() if key != "type"}
         self.config = Record({**told, "id": self._peer.name})
-        try:
-            for service in list(self._peer.store.services.values()):
-                await self._announce(service)
-            if self._subscribed:
-                await self._ask("subscribe", sorted(self._subscribed))
-        except HyphaError as exc:
-            logger.warning("not everything could be told to the server: %s", exc)
+        await self._tell_again(channel)
         self._fire("connected", Record(self.config))
+
+    async def _tell_again(self, channel: Channel) -> None:
+        async with self._telling:
+            for name in sorted(self._told | self._peer.store.services.keys()):
+                try:
+                    await self._tell(channel, name)
+                except HyphaError as exc:
+                    logger.warning("the service %s could not be registered again: %s", name, exc)
+        try:
+            if self._subscribed:
+                await self._ask("subscribe", sorted(self._subscribed), through=channel)
+        except HyphaError as exc:
+            logger.warning("the server does not tell of events any more: %s", exc)
+
+    async def _tell(self, channel: Channel, name: str) -> None:
+        """Let the server know what this program offers as *name* now, if anything."""
+        service = self._peer.store.services.get(name)
+        if service is not None:
+            self._told.add(name)
+            info = service.info(self._peer.name, self._peer.workspace)
+            await self._ask("register_service", info, through=channel)
+        elif name in self._told:
+            with suppress(NotFound):
+                await self._ask("unregister_service", f"{self._peer.name}:{name}", through=channel)
+            self._told.discard(name)
 
     def _went(self, error: HyphaError, comes_back: bool) -> None:
         self._fire("disconnected", Record(reason=str(error), reconnecting=comes_back))
@@ -100,26 +122,37 @@ class Server:
         service = parse_service(api, config)
         before = self._peer.store.services.get(service.id)
         self._peer.store.register(service, overwrite=overwrite)
+        told = False
         try:
-            await self._announce(service)
-        except BaseException:
-            if before is None:
-                del self._peer.store.services[service.id]
-            else:
-                self._peer.store.services[service.id] = before
-            raise
+            await self._announce(service.id)
+            told = True
+        finally:
+            if not told and self._peer.store.services.get(service.id) is service:
+                self._peer.store.replace(service.id, before)
+                self._forget_soon(service.id)
         return Record(service.info(self._peer.name, self._peer.workspace))
 
-    async def _announce(self, service: LocalService) -> None:
-        await self._peer.channel()
-        await self._ask("register_service", service.info(self._peer.name, self._peer.workspace))
+    def _forget_soon(self, name: str) -> None:
+        """The server may have heard of what this program does not offer: set that right, without waiting."""
+        before = self._peer.store.services.get(name)
+        if before is None:
+            target = f"{self._peer.name}:{name}"
+            self._peer.ask(self._peer.manager, _MANAGER + "unregister_service", [target], "*")
+        else:
+            info = before.info(self._peer.name, self._peer.workspace)
+            self._peer.ask(self._peer.manager, _MANAGER + "register_service", [info], "*")
+
+    async def _announce(self, name: str) -> None:
+        channel = await self._peer.channel()
+        async with self._telling:
+            await self._tell(channel, name)
 
     async def unregister_service(self, service: str | Mapping[str, Any]) -> None:
         """Take a service back: its id, or what :meth:`register_service` returned. Raises :class:`NotFound`."""
         service_id = _service_id(service).rpartition(":")[2].rpartition("/")[2]
         if self._peer.store.services.pop(service_id, None) is None:
             raise NotFound(f"this program offers no service {service_id!r}")
-        await self._ask("unregister_service", f"{self._peer.name}:{service_id}")
+        await self._announce(service_id)
 
     async def get_service(self, service: str | Mapping[str, Any], **options: Any) -> Service:
         """The service of that id, whose functions can be called: ``[workspace/][client:]id``.
@@ -146,22 +179,30 @@ class Server:
     # --- events -----------------------------------------------------------------------------------------------
 
     def on(self, event: str, handler: Callable[..., Any]) -> None:
-        """Call *handler* with each event of that type: a map. ``connected`` and ``disconnected`` are our own."""
-        self._handlers.setdefault(event, []).append(handler)
+        """Call *handler* with each event of that type, a map, one after the other.
+
+        ``connected`` and ``disconnected`` are our own.
+        """
+        assert self._nursery is not None
+        listener = _Listener(handler, self._peer.runner)
+        self._listeners.setdefault(event, []).append(listener)
+        self._nursery.start_soon(listener.run)
 
     def off(self, event: str, handler: Callable[..., Any] | None = None) -> None:
         """The opposite of :meth:`on`; without *handler* for all of that type."""
-        kept = [known for known in self._handlers.get(event, []) if handler is not None and known != handler]
+        kept = []
+        for listener in self._listeners.pop(event, []):
+            if handler is None or listener.handler == handler:
+                listener.end()
+            else:
+                kept.append(listener)
         if kept:
-            self._handlers[event] = kept
-        else:
-            self._handlers.pop(event, None)
+            self._listeners[event] = kept
 
     async def emit(self, event: str, data: Any = None, to: str = "*") -> None:
         """Send an event to the client *to*, or to all clients of the workspace that have subscribed to it."""
-        channel = await self._peer.channel()
-        encoded = self._peer.encoder(to, None).encode(data)
-        await channel.send(packer.pack({"type": event, "to": to}), encode_value({"data": encoded}))
+        address = to if to == "*" or "/" in to else f"{self._peer.workspace}/{to}"
+        await self._peer.emit(event, address, data)
 
     async def subscribe(self, event: str | list[str]) -> None:
         """Hear of events that are sent to all, also after a reconnection; :meth:`on` says what happens then."""
@@ -179,15 +220,8 @@ class Server:
         self._fire(str(event.get("type")), event)
 
     def _fire(self, kind: str, event: Record) -> None:
-        for handler in self._handlers.get(kind, ()):
-            if self._nursery is not None:
-                self._nursery.start_soon(self._handle, handler, event)
-
-    async def _handle(self, handler: Callable[..., Any], event: Record) -> None:
-        try:
-            await self._peer.runner.call(handler, [event], {})
-        except Exception:  # the program's own: it must not end the connection
-            logger.exception("the handler of %r failed", event.get("type"))
+        for listener in self._listeners.get(kind, ()):
+            listener.hear(event)
 
     # --- the rest ---------------------------------------------------------------------------------------------
 
@@ -201,10 +235,11 @@ class Server:
             raise InvalidArgument("a codec with an 'encoder' needs a 'type', the class of what it encodes")
         self._peer.codecs[name] = Codec(name, kind, config.get("encoder"), config.get("decoder"))
 
-    async def _ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a function of the server's manager."""
-        await self._peer.channel()
-        return await self._peer.call(self._peer.manager, _MANAGER + name, args, kwargs)
+    async def _ask(self, name: str, *args: Any, through: Channel | None = None, **kwargs: Any) -> Any:
+        """Call a function of the server's manager; *through* this connection and no later one, if it is given."""
+        if through is None:
+            await self._peer.channel()
+        return await self._peer.call(self._peer.manager, _MANAGER + name, args, kwargs, through=through)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -213,6 +248,36 @@ class Server:
 
     def __repr__(self) -> str:
         return f"<server {self.config.get('public_base_url')} as {self._peer.name}>"
+
+
+class _Listener:
+    """Calls *handler* with events, one after the other."""
+
+    def __init__(self, handler: Callable[..., Any], runner: Runner) -> None:
+        self.handler = handler
+        self._runner = runner
+        self._send, self._receive = trio.open_memory_channel[Record](_MAX_EVENTS)
+
+    def hear(self, event: Record) -> None:
+        """Take an event; one that comes when very many wait is dropped."""
+        try:
+            self._send.send_nowait(event)
+        except trio.WouldBlock:
+            logger.warning("an event of type %r is dropped: its handler is too slow", event.get("type"))
+
+    def end(self) -> None:
+        """No more events will come."""
+        self._send.close()
+
+    async def run(self) -> None:
+        """The task of the handler."""
+        async for event in self._receive:
+            try:
+                await self._runner.call(self.handler, [event], {})
+            except RAISED as exc:  # the program's own: it must not end the connection
+                if own_error(exc) is None:
+                    raise
+                logger.error("the handler of %r failed", event.get("type"), exc_info=exc)
 
 
 def _service_id(service: str | Mapping[str, Any]) -> str:

@@ -52,6 +52,8 @@ def parse_settings(given: Mapping[str, Any]) -> Settings:
     patience = given.get("method_timeout")
     if patience is not None and not (isinstance(patience, int | float) and patience > 0):
         raise InvalidArgument("method_timeout must be a number of seconds above 0")
+    if not isinstance(given.get("reconnect", True), bool):
+        raise InvalidArgument("reconnect is True or False")
     chosen = {**given, "client_id": given.get("client_id") or _new_id()}
     check_client_id(chosen["client_id"])
     return Settings(**chosen)

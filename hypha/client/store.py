@@ -16,7 +16,7 @@ from hypha.client.service import LocalService, Offered
 from hypha.errors import Conflict, NotFound, PermissionDenied
 from hypha.wire.values import method
 
-_MAX_KEPT = 4096  # groups of functions that were sent in results
+_MAX_KEPT, _MAX_KEPT_OF_ONE = 4096, 1024  # groups of functions that were sent in results, to all and to one peer
 
 Function = Callable[..., Any]
 
@@ -49,12 +49,20 @@ class Store:
         self.services: dict[str, LocalService] = {}
         self._groups: dict[str, Group] = {}
         self._kept: OrderedDict[str, Group] = OrderedDict()
+        self._of_target: dict[str, dict[str, Group]] = {}
 
     def register(self, service: LocalService, *, overwrite: bool) -> None:
         """Offer a service. Raises :class:`Conflict` for an id that is taken, unless *overwrite*."""
         if service.id in self.services and not overwrite:
             raise Conflict(f"Service already exists: {service.id}; choose another id, or overwrite=True")
         self.services[service.id] = service
+
+    def replace(self, service_id: str, service: LocalService | None) -> None:
+        """Offer *service*, or nothing, in the place of what is offered under that id."""
+        if service is None:
+            self.services.pop(service_id, None)
+        else:
+            self.services[service_id] = service
 
     def find(self, path: str, sender: str, home: str) -> Offered:
         """The function at *path*, when *sender* may call it. *home*: the workspace of this client.
@@ -95,6 +103,10 @@ class Store:
         """A group that lives until its *target* is gone; the oldest of very many goes."""
         group = Group(secrets.token_hex(8), target)
         self._kept[group.id] = group
+        own = self._of_target.setdefault(target, {})
+        own[group.id] = group
+        if len(own) > _MAX_KEPT_OF_ONE:
+            self.forget(next(iter(own.values())))
         if len(self._kept) > _MAX_KEPT:
             self.forget(next(iter(self._kept.values())))
         return group
@@ -102,11 +114,15 @@ class Store:
     def forget(self, group: Group) -> None:
         """End a group of :meth:`keep`."""
         if self._kept.pop(group.id, None) is not None:
+            own = self._of_target[group.target]
+            del own[group.id]
+            if not own:
+                del self._of_target[group.target]
             group.on_end()
 
     def forget_peer(self, target: str) -> None:
         """Nothing that went to *target* will be called again."""
-        for group in [group for group in self._kept.values() if group.target == target]:
+        for group in list(self._of_target.get(target, {}).values()):
             self.forget(group)
 
     def clear(self) -> None:

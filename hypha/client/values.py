@@ -45,6 +45,13 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """A value that is as it travels already."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Codec:
     """How values of one type of a program's own travel (``protocol.md`` 3.4).
 
@@ -111,6 +118,8 @@ class Encoder:
             return _encode_array(value)
         if isinstance(value, Received):
             return value.encoded
+        if isinstance(value, Encoded):
+            return value.value
         if isinstance(value, _PLAIN):  # of a subclass
             return value
         if isinstance(value, bytearray):
@@ -178,8 +187,8 @@ class Decoder:
     generator: Callable[[dict[str, Any]], Any]
     codecs: Mapping[str, Codec]
 
-    def decode(self, value: Any, workspace: str, depth: int = MAX_DEPTH) -> Any:
-        """*value* for the program. *workspace*: where relative targets lie, that of the sender.
+    def decode(self, value: Any, sender: str, depth: int = MAX_DEPTH) -> Any:
+        """*value* for the program. *sender*: the address from which it came.
 
         Raises :class:`InvalidArgument` for what is nested too deeply, or is not what it is marked as.
         """
@@ -190,19 +199,22 @@ class Decoder:
         if depth == 0:
             raise InvalidArgument(f"the value is nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, list):
-            return [self.decode(item, workspace, depth - 1) for item in value]
+            return [self.decode(item, sender, depth - 1) for item in value]
         kind = value.get("_rtype")
         if not isinstance(kind, str):
-            return Record({key: self.decode(item, workspace, depth - 1) for key, item in value.items()})
+            return Record({key: self.decode(item, sender, depth - 1) for key, item in value.items()})
         try:
-            return self._marked(kind, value, workspace, depth)
+            return self._marked(kind, value, sender, depth)
         except (KeyError, TypeError, ValueError) as exc:  # whoever sent it made it by hand
             raise InvalidArgument(f"a value that is marked as {kind[:40]!r} cannot be read: {exc!r}") from exc
 
-    def _marked(self, kind: str, value: dict[str, Any], workspace: str, depth: int) -> Any:
+    def _marked(self, kind: str, value: dict[str, Any], sender: str, depth: int) -> Any:
         if kind in {"method", "generator"}:
-            known = _absolute(value, workspace)
-            return self.function(known) if kind == "method" else self.generator(known)
+            known = _absolute(value, sender.partition("/")[0])
+            if kind == "method":
+                return self.function(known)
+            _check_generator(known, sender)
+            return self.generator(known)
         if kind == "ndarray":
             return _decode_array(value)
         if kind == "memoryview":
@@ -211,7 +223,7 @@ class Decoder:
             return _decode_array({**value, "_rshape": None})
         if kind == "error":
             return decode_error(value)
-        parts = {key: self.decode(item, workspace, depth - 1) for key, item in value.items()}
+        parts = {key: self.decode(item, sender, depth - 1) for key, item in value.items()}
         if kind == "set":
             return set(parts["_rvalue"])
         if kind == "orderedmap":
@@ -221,8 +233,23 @@ class Decoder:
 
 
 def _absolute(value: dict[str, Any], workspace: str) -> dict[str, Any]:
-    target = value.get("_rtarget")
-    return {**value, "_rtarget": f"{workspace}/{target}"} if isinstance(target, str) and "/" not in target else value
+    """A function of another peer with its full address. Raises TypeError when it cannot be called."""
+    target = value["_rtarget"]
+    if not isinstance(target, str) or not isinstance(value["_rmethod"], str):
+        raise TypeError("a function is a target and a method")
+    return value if "/" in target else {**value, "_rtarget": f"{workspace}/{target}"}
+
+
+def _check_generator(value: dict[str, Any], sender: str) -> None:
+    """A generator is closed without the program's doing: so only what its sender has made for this is called there.
+
+    Anything else would let the sender call functions of others in our name. Raises ValueError.
+    """
+    closing = value.get("_rclose_method")
+    if value["_rtarget"] != sender or (closing is not None and not isinstance(closing, str)):
+        raise ValueError("a generator belongs to who sends it")
+    if isinstance(closing, str) and closing.startswith("services."):
+        raise ValueError("a generator is not closed by a function of a service")
 
 
 def _decode_array(value: dict[str, Any]) -> Any:

@@ -39,11 +39,12 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class CallBody:
-    """The arguments of a call, as they came."""
+    """The arguments of a call, as they came. *timeout*: seconds that the caller still has, when it says so."""
 
     args: list[Any]
     kwargs: dict[str, Any]
     promise: Promise | None
+    timeout: float | None = None
 
 
 def parse_call(extra: dict[str, Any], session: str | None) -> CallBody:
@@ -57,7 +58,7 @@ def parse_call(extra: dict[str, Any], session: str | None) -> CallBody:
         if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
             raise ProtocolViolation("'with_kwargs' needs a map as the last argument")
         kwargs.pop("_rkwargs", None)
-    return CallBody(args, kwargs, _parse_promise(extra, session))
+    return CallBody(args, kwargs, _parse_promise(extra, session), _timeout(extra.get("timeout")))
 
 
 def _parse_promise(extra: dict[str, Any], session: str | None) -> Promise | None:
@@ -75,6 +76,11 @@ def _parse_promise(extra: dict[str, Any], session: str | None) -> Promise | None
 def _method_name(encoded: Any) -> str | None:
     name = encoded.get("_rmethod") if isinstance(encoded, dict) else None
     return name if isinstance(name, str) else None
+
+
+def _timeout(value: Any) -> float | None:
+    # Comparisons with NaN are false.
+    return float(value) if type(value) in {int, float} and 0 <= value < 1e9 else None
 
 
 def _seconds(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Unmasking of websocket payloads (RFC 6455 section 5.3)."""
+"""Masking of websocket payloads, and the opposite, which is the same (RFC 6455 section 5.3)."""
 
 from __future__ import annotations
 

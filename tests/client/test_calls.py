@@ -15,15 +15,17 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hypha.client import Record, RemoteFunction, Server, Service
+from hypha.config import Limits
 from hypha.errors import (
     CallTimeout,
     InvalidArgument,
+    LimitExceeded,
     NotFound,
     PeerGone,
     PermissionDenied,
     RemoteError,
 )
-from hypha.testing import LiveServer
+from hypha.testing import LiveServer, open_server
 from tests.client.conftest import pair
 
 
@@ -536,3 +538,150 @@ async def test_calls_leave_nothing_behind(live: LiveServer) -> None:
             peer = program.peer
             held: list[Any] = [peer._running, peer._calls.pending, peer._parts_in, peer.store._groups, peer.store._kept]
             assert not any(held)
+
+
+# --- what went wrong once -------------------------------------------------------------------------------------
+
+
+async def test_large_messages_go_under_a_deadline(live: LiveServer) -> None:
+    async with pair(live) as (worker, user):
+        service = await offered(worker, user, echo=identity, make=lambda size: b"x" * size)
+        with trio.fail_after(30):
+            assert await service.echo(b"x" * 3_000_000) == b"x" * 3_000_000
+            assert await service.make(3_000_000) == b"x" * 3_000_000
+
+
+async def test_many_large_messages_at_once(live: LiveServer) -> None:
+    results: list[bool] = []
+
+    async def ask(number: int) -> None:
+        array = np.full(4_000_000, number, np.uint8)
+        results.append(np.array_equal(await service.echo(array), array))
+
+    async with pair(live) as (worker, user):
+        service = await offered(worker, user, echo=identity)
+        async with trio.open_nursery() as nursery:
+            for number in range(24):
+                nursery.start_soon(ask, number)
+    assert results == [True] * 24
+
+
+async def test_calls_and_events_begin_in_their_order(live: LiveServer) -> None:
+    called: list[int] = []
+    heard: list[int] = []
+
+    async def call(number: int) -> None:
+        called.append(number)
+
+    async def hear(event: Any) -> None:
+        heard.append(event.data)
+
+    async with pair(live) as (worker, user):
+        await worker.register_service({"id": "svc", "call": call})
+        worker.on("news", hear)
+        for number in range(200):
+            await user.peer.call(worker.peer.name, "services.svc.call", [number], promise=False)
+            await user.emit("news", number, to="worker")
+        for number in range(200, 300):
+            user.peer.ask(worker.peer.name, "services.svc.call", [number], "*")
+        await user.peer.call(worker.peer.name, "services.built-in.ping", ["ping"])
+        await wait_all_tasks_blocked()
+    assert called == list(range(300))
+    assert heard == list(range(200))
+
+
+class Stubborn:
+    """Generators that fail when they are closed."""
+
+    async def later(self) -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            raise ValueError("not like this")
+
+    def at_once(self) -> Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            raise ValueError("not like this")
+
+    async def leaves(self) -> AsyncIterator[int]:
+        yield 1
+        raise SystemExit(3)
+
+
+async def test_generators_that_fail_when_they_are_closed_end_nothing(live: LiveServer) -> None:
+    async with pair(live) as (worker, user):
+        service = await offered(
+            worker, user, **{name: getattr(Stubborn(), name) for name in ("later", "at_once", "leaves")}
+        )
+        for name in ("later", "at_once"):
+            async with aclosing(await service[name]()) as values:
+                assert await anext(values) == 1
+        values = await service.leaves()
+        assert await anext(values) == 1
+        with pytest.raises(RemoteError, match="SystemExit"):
+            await anext(values)
+        await wait_all_tasks_blocked()
+        assert await user.peer.call(worker.peer.name, "services.built-in.ping", ["ping"]) == "pong"
+
+
+async def test_a_function_may_raise_a_group_with_anything_in_it(live: LiveServer) -> None:
+    async def leave() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            nursery.start_soon(trio.sleep_forever)
+
+    async def fail() -> None:
+        raise SystemExit(3)
+
+    async with pair(live) as (worker, user):
+        service = await offered(worker, user, leave=leave, echo=identity)
+        with pytest.raises(RemoteError):
+            await service.leave()
+        assert await service.echo(1) == 1
+
+
+async def test_what_was_given_away_in_a_call_that_was_not_sent_is_taken_back(live: LiveServer) -> None:
+    async with pair(live) as (worker, user):
+        service = await offered(worker, user, echo=identity)
+        for bad in (object(), 2**80):
+            with pytest.raises(InvalidArgument):
+                await service.echo([count([], 3), {"_rintf": True, "f": print}, bad])
+        await wait_all_tasks_blocked()
+        assert not user.peer.store._kept
+        assert not user.peer.store._of_target
+
+
+async def test_a_service_may_be_long(live: LiveServer) -> None:
+    async with pair(live) as (worker, user):
+        await worker.register_service({"id": "svc", "table": b"x" * 5_000_000, "echo": identity})
+        service = await user.get_service("svc")
+        assert len(service.table) == 5_000_000
+        assert await service.echo(1) == 1
+
+
+async def test_an_event_that_is_too_long_fails_at_its_sender() -> None:
+    async with open_server(memory=True, limits=Limits(frame_bytes=100_000)) as live, pair(live) as (_, user):
+        with pytest.raises(LimitExceeded, match="frame_bytes = 100000"):
+            await user.emit("news", "x" * 200_000, to="worker")
+        with pytest.raises(InvalidArgument, match="cannot be sent to all"):
+            await user.emit("news", print)
+        assert await user.echo(1) == 1
+
+
+async def test_a_function_in_an_event_can_be_called(live: LiveServer) -> None:
+    answers: list[int] = []
+    heard = trio.Event()
+
+    async def hear(event: Any) -> None:
+        answers.append(await event.data(20))
+        heard.set()
+
+    async with pair(live) as (worker, user):
+        worker.on("question", hear)
+        await user.emit("question", lambda number: number + 1, to="worker")
+        await heard.wait()
+    assert answers == [21]

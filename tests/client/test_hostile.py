@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
+import math
 from typing import Any
 
 import msgpack
@@ -11,8 +13,9 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from hypha.client import parts
 from hypha.client.peer import Peer
 from hypha.client.run import TrioRunner
 from hypha.errors import HyphaError, InvalidArgument
@@ -82,7 +85,7 @@ async def test_a_value_that_is_not_what_it_says(live: LiveServer, value: Any) ->
 async def _raw(peer: Peer, target: str, args: list[Any]) -> Any:
     """Call with arguments that are sent as they are."""
 
-    async def send(channel: Any, session: str) -> None:
+    async def send(channel: Any, session: str, progress: Any) -> None:
         fields = {"type": "method", "to": target, "method": "services.svc.f", "session": session}
         await channel.send(msgpack.packb(fields), msgpack.packb({"args": args, "promise": "*", "t": 15.0}))
 
@@ -131,3 +134,76 @@ async def test_messages_that_are_never_finished_are_dropped(live: LiveServer, au
                     await user.peer.call(worker.peer.name, cache + name, args)
         await trio.sleep(130)
         assert not worker.peer._parts_in
+
+
+async def test_one_session_runs_once(live: LiveServer) -> None:
+    """A second call of a session that runs is refused, and takes nothing with it."""
+    begun, over = trio.Event(), trio.Event()
+
+    async def hold() -> str:
+        begun.set()
+        await over.wait()
+        return "done"
+
+    async with pair(live) as (worker, user), trio.open_nursery() as nursery:
+        await worker.register_service({"id": "svc", "f": hold})
+        fields = {"type": "method", "to": worker.peer.name, "method": "services.svc.f", "session": "s1"}
+        message = msgpack.packb(fields) + msgpack.packb({"args": [], "promise": "*", "t": 15.0})
+        channel = await user.peer.channel()
+        for _ in range(3):
+            await channel.send(message)
+        await begun.wait()
+        over.set()
+        service = await user.get_service("svc")
+        nursery.start_soon(service.f)
+    assert not worker.peer._running
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, True, "5", [], 1e300])
+async def test_a_deadline_that_is_none(live: LiveServer, seconds: Any) -> None:
+    async with pair(live) as (worker, user):
+        await worker.register_service({"id": "svc", "f": lambda: 1})
+        fields = {"type": "method", "to": worker.peer.name, "method": "services.svc.f", "session": "s1"}
+        extra = {"args": [], "promise": "*", "t": 15.0, "timeout": seconds}
+        await (await user.peer.channel()).send(msgpack.packb(fields), msgpack.packb(extra))
+        service = await user.get_service("svc")
+        assert await service.f() == 1
+
+
+FORGED: list[dict[str, Any]] = [
+    {"_rmethod": "x", "_rclose_method": "y"},
+    {"_rtarget": 3, "_rmethod": "x", "_rclose_method": "y"},
+    {"_rtarget": "SENDER", "_rclose_method": "y"},
+    {"_rtarget": "SENDER", "_rmethod": "x", "_rclose_method": 3},
+    {"_rtarget": "SENDER", "_rmethod": "x", "_rclose_method": "services.danger.reset"},
+    {"_rtarget": "VICTIM", "_rmethod": "x", "_rclose_method": "services.danger.reset"},
+    {"_rtarget": "VICTIM", "_rmethod": "x", "_rclose_method": "y"},
+]
+
+
+@pytest.mark.parametrize("forged", FORGED)
+async def test_a_generator_cannot_make_its_receiver_call_others(live: LiveServer, forged: dict[str, Any]) -> None:
+    called: list[str] = []
+    async with pair(live) as (worker, rogue):
+        await worker.register_service({"id": "danger", "reset": lambda: called.append("reset")})
+        names = {"SENDER": rogue.peer.name, "VICTIM": worker.peer.name}
+        value = {key: names.get(item, item) if isinstance(item, str) else item for key, item in forged.items()}
+        main = {"type": "news", "to": worker.peer.name}
+        channel = await rogue.peer.channel()
+        await channel.send(msgpack.packb(main), msgpack.packb({"data": {"_rtype": "generator", **value}}))
+        assert await rogue.peer.call(worker.peer.name, "services.built-in.ping", ["ping"]) == "pong"
+        gc.collect()
+        await wait_all_tasks_blocked()
+        assert not called
+
+
+async def test_a_short_part_does_not_keep_a_long_message() -> None:
+    receiver = parts.Receiver(lambda sender, session: None)
+    receiver.take("ws/a", "create", {"args": ["key"]})
+    message = memoryview(b"x" * 1_000_000)
+    receiver.take("ws/a", "set", {"args": ["key", 0, message[:4096]]})
+    (kept,) = receiver._stores["ws/a"].messages["key"].values()
+    assert isinstance(kept, bytes)
+    whole = memoryview(b"y" * 5000)
+    receiver.take("ws/a", "set", {"args": ["key", 1, whole[100:]]})
+    assert isinstance(receiver._stores["ws/a"].messages["key"][1], memoryview)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
+from trio_websocket import ConnectionClosed, serve_websocket
 
 from hypha.client import Server, connect_to_server
 from hypha.config import Limits
@@ -336,3 +337,128 @@ async def test_it_may_be_cancelled_at_every_step(caplog: pytest.LogCaptureFixtur
             assert trio.lowlevel.current_statistics().tasks_living == tasks, count
         assert count > 50
         assert not caplog.records
+
+
+# --- what went wrong once -------------------------------------------------------------------------------------
+
+
+async def test_who_waits_for_room_learns_that_the_connection_is_lost(
+    live: LiveServer, autojump_clock: MockClock
+) -> None:
+    async with live.connect({"client_id": "user"}) as user:
+        network = Network(live)
+        config = {"workspace": user.config.workspace, "token": await user.generate_token()}
+        async with connect_to_server({"server_url": live.url, **config}, dial=network.dial) as other:
+            network.streams[-1].send_stream.send_all = _stall
+            ended: list[str] = []
+            all_ended = trio.Event()
+
+            async def ask() -> None:
+                try:
+                    ended.append(str(await other.echo("x" * 1_000_000))[:1])
+                except PeerGone:
+                    ended.append("gone")
+                if len(ended) == 20:
+                    all_ended.set()
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(ask)
+                await wait_all_tasks_blocked()
+                assert not ended
+                await network.cut()
+                with trio.fail_after(60):
+                    await all_ended.wait()
+            assert set(ended) <= {"gone", "x"}
+
+
+async def _stall(data: Any) -> None:
+    await trio.sleep_forever()
+
+
+async def test_what_changed_while_it_was_away_is_what_the_server_has(
+    live: LiveServer, autojump_clock: MockClock
+) -> None:
+    async with live.connect({"client_id": "user"}) as user:
+        network = Network(live)
+        config = {"workspace": user.config.workspace, "token": await user.generate_token(), "client_id": "worker"}
+        async with connect_to_server({"server_url": live.url, **config}, dial=network.dial) as worker:
+
+            async def offered() -> dict[str, str]:
+                entries = await user.list_services()
+                mine = [entry for entry in entries if entry.id.startswith(f"{worker.peer.name}:s")]
+                return {entry.id.rpartition(":")[2]: entry.description for entry in mine}
+
+            for number in range(4):
+                await worker.register_service({"id": f"s{number}", "description": "old", "echo": echo})
+            network.refuses = True
+            await network.cut()
+            await wait_all_tasks_blocked()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_unregister, worker, "s1")
+                with trio.move_on_after(1):
+                    await worker.unregister_service("s2")
+                nursery.start_soon(_register, worker, {"id": "s0", "description": "new", "echo": echo})
+                nursery.start_soon(_register, worker, {"id": "s9", "description": "new", "echo": echo})
+                await wait_all_tasks_blocked()
+                network.refuses = False
+            await trio.sleep(60)
+            assert await offered() == {"s0": "new", "s3": "old", "s9": "new"}
+
+
+async def _register(worker: Server, service: dict[str, Any]) -> None:
+    await worker.register_service(service, overwrite=True)
+
+
+async def _unregister(worker: Server, name: str) -> None:
+    await worker.unregister_service(name)
+
+
+async def test_a_registration_that_is_cancelled_leaves_no_ghost(live: LiveServer) -> None:
+    async with pair(live) as (worker, user):
+        for count in range(12):
+            with trio.CancelScope() as scope:
+                steps = Steps(count, scope)
+                trio.lowlevel.add_instrument(steps)
+                try:
+                    await worker.register_service({"id": f"ghost-{count}", "echo": echo})
+                finally:
+                    trio.lowlevel.remove_instrument(steps)
+            await wait_all_tasks_blocked()
+            entries = [entry.id.rpartition(":")[2] for entry in await user.list_services()]
+            wanted = set(worker.peer.store.services)
+            assert {name for name in entries if name.startswith("ghost")} == wanted, count
+
+
+GREETINGS = ["hello", "[1]", '{"type": "connection_info"}', '{"type": "connection_info", "workspace": 3}']
+
+
+@pytest.mark.parametrize("greeting", GREETINGS)
+async def test_another_websocket_server_is_no_hypha_server(greeting: str) -> None:
+    async def serve(request: Any) -> None:
+        websocket = await request.accept()
+        with suppress(ConnectionClosed):
+            await websocket.get_message()
+            await websocket.send_message(greeting)
+            await websocket.get_message()
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(serve_websocket, serve, "127.0.0.1", 0, None)
+        with trio.fail_after(10), pytest.raises(PeerGone, match="cannot connect"):
+            async with connect_to_server({"server_url": f"http://127.0.0.1:{server.port}"}):
+                pass
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_with_another_key_is_joined_anew(tmp_path: Any, autojump_clock: MockClock) -> None:
+    """The token of the session is worth nothing there, but the program has none of its own to be refused for."""
+    async with open_server(memory=True) as first:
+        network = Network(first)
+        async with connect_to_server({"server_url": first.url, "client_id": "worker"}, dial=network.dial) as worker:
+            before = worker.config.workspace
+            async with open_server(memory=True) as second:
+                network.live = second
+                await network.cut()
+                await trio.sleep(20)
+                assert await worker.echo(1) == 1
+                assert worker.config.workspace != before
