@@ -247,13 +247,15 @@ class _Executor(ThreadPoolExecutor):
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             future, call = job
+            settle: Callable[[], object] = future.cancelled
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(call())
+                    settle = partial(future.set_result, call())
                 except BaseException as exc:  # noqa: BLE001  the program's own, which it gets
-                    future.set_exception(exc)
-            del job, future, call
-            self._idle.release()
+                    settle = partial(future.set_exception, exc)
+            self._idle.release()  # before anybody can know: the next job is for this thread
+            settle()
+            del job, future, call, settle
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the threads that have nothing to do. Does not wait, whatever *wait* says."""
