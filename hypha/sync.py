@@ -30,9 +30,9 @@ from typing import Any
 import trio
 
 from hypha.client.channel import Dial
-from hypha.client.face import Face, FunctionFace, GeneratorFace
+from hypha.client.face import BlockingFunction, BlockingGenerator, Face
 from hypha.client.remote import RemoteFunction, RemoteGenerator
-from hypha.client.run import END, TrioRunner
+from hypha.client.run import TrioRunner
 from hypha.client.server import Server
 from hypha.client.settings import Settings, parse_settings
 from hypha.client.values import Received
@@ -238,48 +238,8 @@ class BlockingRunner(TrioRunner):
 
     def present(self, remote: RemoteFunction | RemoteGenerator) -> Received:
         if isinstance(remote, RemoteFunction):
-            return BlockingFunction(remote, self._line)
-        return BlockingGenerator(remote, self._line)
-
-
-class BlockingFunction(FunctionFace):
-    """A function of another peer, whose call blocks.
-
-    Ctrl-C and the end of a :func:`deadline` cancel the function at a provider that uses this client. Raises
-    :class:`RemoteError` with the function's own text and other :class:`hypha.errors.HyphaError`.
-    """
-
-    __slots__ = ("_line",)
-
-    def __init__(self, remote: RemoteFunction, line: _Line) -> None:
-        super().__init__(remote)
-        self._line = line
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._line.call(self._remote, *args, **kwargs)
-
-
-class BlockingGenerator(GeneratorFace):
-    """A generator of another peer, for ``for``. It is closed at its provider when it is closed or forgotten here."""
-
-    __slots__ = ("_line",)
-
-    def __init__(self, remote: RemoteGenerator, line: _Line) -> None:
-        super().__init__(remote)
-        self._line = line
-
-    def __iter__(self) -> BlockingGenerator:
-        return self
-
-    def __next__(self) -> Any:
-        value = self._line.call(anext, self._remote, END)
-        if value is END:
-            raise StopIteration
-        return value
-
-    def close(self) -> None:
-        """End it at its provider."""
-        self._line.call(self._remote.aclose)
+            return BlockingFunction(remote, self._line.call)
+        return BlockingGenerator(remote, self._line.call)
 
 
 class BlockingServer(Face):

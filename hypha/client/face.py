@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hypha.client.remote import RemoteFunction, RemoteGenerator
+from hypha.client.run import END
 from hypha.client.server import Server
 from hypha.client.values import Received
 
@@ -72,3 +73,44 @@ class GeneratorFace(Received):
     def __init__(self, remote: RemoteGenerator) -> None:
         super().__init__(remote.encoded)
         self._remote = remote
+
+
+class BlockingFunction(FunctionFace):
+    """A function of another peer, whose call blocks the thread that calls.
+
+    What interrupts the wait cancels the function at a provider that uses this client. Raises :class:`RemoteError` with
+    the function's own text and other :class:`hypha.errors.HyphaError`.
+    """
+
+    __slots__ = ("_wait",)
+
+    def __init__(self, remote: RemoteFunction, wait: Callable[..., Any]) -> None:
+        """*wait* runs a function in trio and blocks until its result is there."""
+        super().__init__(remote)
+        self._wait = wait
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._wait(self._remote, *args, **kwargs)
+
+
+class BlockingGenerator(GeneratorFace):
+    """A generator of another peer, for ``for``. It is closed at its provider when it is closed or forgotten here."""
+
+    __slots__ = ("_wait",)
+
+    def __init__(self, remote: RemoteGenerator, wait: Callable[..., Any]) -> None:
+        super().__init__(remote)
+        self._wait = wait
+
+    def __iter__(self) -> BlockingGenerator:
+        return self
+
+    def __next__(self) -> Any:
+        value = self._wait(anext, self._remote, END)
+        if value is END:
+            raise StopIteration
+        return value
+
+    def close(self) -> None:
+        """End it at its provider."""
+        self._wait(self._remote.aclose)

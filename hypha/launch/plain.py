@@ -10,10 +10,9 @@ from typing import Any
 import trio
 
 from hypha.aio import AioThread
-from hypha.client.face import Face, FunctionFace, GeneratorFace
+from hypha.client.face import BlockingFunction, BlockingGenerator, Face
 from hypha.client.loop import AsyncioRunner
 from hypha.client.remote import RemoteFunction, RemoteGenerator
-from hypha.client.run import END
 from hypha.client.server import Server
 from hypha.client.values import Received
 from hypha.errors import PeerGone
@@ -34,8 +33,8 @@ class PlainRunner(AsyncioRunner):
 
     def present(self, remote: RemoteFunction | RemoteGenerator) -> Received:
         if isinstance(remote, RemoteFunction):
-            return PlainFunction(remote, self._wait)
-        return PlainGenerator(remote, self._wait)
+            return BlockingFunction(remote, self._wait)
+        return BlockingGenerator(remote, self._wait)
 
     def _blocking(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return wraps(function)(partial(self._wait, function))
@@ -51,39 +50,3 @@ class PlainRunner(AsyncioRunner):
             return trio.from_thread.run(run, trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled):
             raise PeerGone("the server has ended") from None
-
-
-class PlainFunction(FunctionFace):
-    """A function of another peer, whose call blocks."""
-
-    __slots__ = ("_wait",)
-
-    def __init__(self, remote: RemoteFunction, wait: _Wait) -> None:
-        super().__init__(remote)
-        self._wait = wait
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._wait(self._remote, *args, **kwargs)
-
-
-class PlainGenerator(GeneratorFace):
-    """A generator of another peer, for ``for``. It is closed at its provider when it is closed or forgotten here."""
-
-    __slots__ = ("_wait",)
-
-    def __init__(self, remote: RemoteGenerator, wait: _Wait) -> None:
-        super().__init__(remote)
-        self._wait = wait
-
-    def __iter__(self) -> PlainGenerator:
-        return self
-
-    def __next__(self) -> Any:
-        value = self._wait(anext, self._remote, END)
-        if value is END:
-            raise StopIteration
-        return value
-
-    def close(self) -> None:
-        """End it at its provider."""
-        self._wait(self._remote.aclose)
