@@ -130,7 +130,11 @@ async def test_every_kind_of_module_ends_with_the_server(
 async def test_a_module_with_a_client_of_its_own(tmp_path: Path) -> None:
     """The published client in the thread of the module, unchanged."""
     code = """
+import logging
+
 from imjoy_rpc.hypha import connect_to_server
+
+logging.getLogger("websocket-client").disabled = True  # it logs a traceback when the server has ended
 
 async def start(server):
     token = await server.generate_token()
