@@ -558,6 +558,11 @@ var hyphaWebsocketClient = (function () {
       return map;
     }
 
+    _items({ _rvalue: items }, workspace, depth) {
+      if (!Array.isArray(items)) throw invalid("the items of a set or a map are missing");
+      return this.decode(items, workspace, depth - 1);
+    }
+
     _marked(value, workspace, depth) {
       switch (value._rtype) {
         case "method":
@@ -573,9 +578,9 @@ var hyphaWebsocketClient = (function () {
         case "error":
           return decodeError(value);
         case "set":
-          return new Set(this.decode(value._rvalue, workspace, depth - 1));
+          return new Set(this._items(value, workspace, depth));
         case "orderedmap":
-          return new Map(this.decode(value._rvalue, workspace, depth - 1));
+          return new Map(this._items(value, workspace, depth));
       }
       const codec = this._codecs.get(value._rtype);
       const map = this._map(value, workspace, depth); // an ndarray, too: there is nothing else here for one
@@ -722,9 +727,12 @@ var hyphaWebsocketClient = (function () {
   const VISIBILITIES = { public: "public", unlisted: "unlisted", protected: "protected", private: "protected" };
   const MAX_KEPT = 4096; // groups of functions that were sent in results
 
+  // Node 18 has it as a module only.
+  const random = globalThis.crypto || (typeof require === "function" && require("node:crypto").webcrypto);
+
   /** An unguessable name. */
   function newId() {
-    const bytes = crypto.getRandomValues(new Uint8Array(16));
+    const bytes = random.getRandomValues(new Uint8Array(16));
     return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
   }
 
