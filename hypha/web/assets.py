@@ -11,6 +11,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 _NAME = "hypha-rpc-websocket"
+_TYPE = "text/javascript; charset=utf-8"
 
 #: What makes a module of the script. The names are those of the client's object.
 _EXPORTS = """
@@ -49,7 +50,8 @@ def add_routes(app: QuartTrio) -> None:
 def _answer(found: _Asset) -> Response:
     # Asked for again each time, which costs a small 304: pages and the server are never of two versions.
     known = request.if_none_match.contains_weak(found.etag)
-    response = Response(status=304) if known else Response(found.body, content_type="text/javascript; charset=utf-8")
+    # Bytes in either case: a body of nothing at all is one that Quart reads with asyncio.
+    response = Response(b"" if known else found.body, 304 if known else 200, content_type=_TYPE)
     response.set_etag(found.etag)
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Content-Type-Options"] = "nosniff"

@@ -32,7 +32,9 @@ async def test_the_module_is_the_same_with_exports(autojump_clock: MockClock, st
 
 
 @pytest.mark.parametrize("path", [SCRIPT, MODULE])
-async def test_browsers_keep_it_and_ask(autojump_clock: MockClock, stack: MemoryStack, path: str) -> None:
+async def test_browsers_keep_it_and_ask(
+    autojump_clock: MockClock, stack: MemoryStack, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     first = await http(stack, path)
     assert first.headers["cache-control"] == "no-cache"
     tag = first.headers["etag"]
@@ -42,6 +44,7 @@ async def test_browsers_keep_it_and_ask(autojump_clock: MockClock, stack: Memory
     assert (await http(stack, path, headers={"if-none-match": '"other"'})).status == 200
     head = await http(stack, path, method="HEAD")
     assert (head.status, head.body, head.headers["etag"]) == (200, b"", tag)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_pages_of_other_origins_may_load_it(autojump_clock: MockClock, stack: MemoryStack) -> None:
