@@ -390,7 +390,11 @@ TARGET = """
     const heard = [];
     console.warn = () => {};
     server.on("force-exit", (event) => heard.push(event));
-    await server.registerService({ id: "svc", echo: (x) => x, call: (f) => f(1), heard: () => heard.length });
+    const [never, unsendable] = [() => new Promise(() => {}), { at: Symbol("x") }];
+    const odd = () => { throw Object.create(null); };
+    const count = () => heard.length;
+    await server.registerService({ id: "svc", echo: (x) => x, call: (f) => f(1), heard: count, never, odd });
+    await server.registerService({ id: "unsendable", value: unsendable });
     console.log("ready", server.config.workspace, await server.generateToken());
     await new Promise(() => {});
 """
@@ -462,6 +466,17 @@ async def test_nothing_that_another_client_sends_ends_it(start_javascript: Start
                 os.urandom(500),
             ):
                 await peer.websocket.send_message(main + tail)
+            for interval, beat in ((1e-9, "s.heartbeat"), (1.0, 5), ("x", None)):
+                body = peer.body("beats")
+                body["promise"] |= {"heartbeat": {"_rtype": "method", "_rmethod": beat}, "interval": interval}
+                await peer.send(raw.header(target, "services.svc.never", "beats"), body)
+            for _ in range(50):
+                await peer.call(target, "services.svc.echo", 1)
+            assert len([message for message in peer.received if message.get("method") == "s.heartbeat"]) < 20
+            with raw.refused("Object"):
+                await peer.call(target, "services.svc.odd")
+            with raw.refused("symbol"):
+                await peer.call(target, "services.built-in.get_service", "unsendable")
             # What it says of who sends an event, and to whom, is the server's word.
             await peer.send({"type": "force-exit", "to": target}, {"from": "*/manager", "reason": "a lie"})
             with trio.fail_after(raw.PATIENCE):
@@ -469,6 +484,28 @@ async def test_nothing_that_another_client_sends_ends_it(start_javascript: Start
             with pytest.raises(Refused):
                 await peer.call(target, "services.svc.call", "not a function")
             assert await peer.call(target, "services.svc.echo", "still") == "still"
+
+
+@pytest.mark.parametrize("error", [None, 3, "text", {}, {"_rvalue": {"toString": 1}, "_rtrace": {"toString": 1}}, []])
+async def test_every_kind_of_error_ends_the_call(run: Run, server: Server, error: Any) -> None:
+    async with raw.connected(server.url) as peer, trio.open_nursery() as nursery:
+        peer.silent = True
+
+        async def refuse() -> None:
+            asked = await peer.message(lambda message: message.get("method") == "cb.f")
+            await peer.send(raw.header(asked["from"], f"{asked['session']}.reject"), {"args": [error]})
+
+        nursery.start_soon(refuse)
+        token = await peer.call(raw.MANAGER, "services.default.generate_token")
+        script = """
+            const [workspace, token, name] = args;
+            const server = await connect({ workspace, token });
+            await server.registerService({ id: "svc", hear: (callback) => assert.rejects(callback(), /RemoteError/) });
+            const map = { _rtype: "method", _rtarget: name, _rmethod: "cb.f", _rpromise: true };
+            const { hear } = await server.getService("svc");
+            await hear(map);
+        """
+        await run(script, server.url, peer.workspace, token, peer.name)
 
 
 async def test_answers_are_taken_only_from_whom_was_asked(start_javascript: StartJavascript, server: Server) -> None:

@@ -380,18 +380,27 @@ var hyphaWebsocketClient = (function () {
 
   /** The message of an error of another client. Python functions send their whole traceback: it is what ends that. */
   function errorText(told) {
-    const text = String(told).trim();
+    const text = typeof told === "string" ? told.trim() : "";
     if (!text.includes(TRACEBACK)) return text || "the function failed without a message";
     const lines = text.slice(text.lastIndexOf(TRACEBACK)).split("\n").slice(1);
     const first = lines.findIndex((line) => line && !/^[\s|+]/.test(line));
     return first < 0 ? lines.at(-1).trim() : lines.slice(first).join("\n");
   }
 
+  /** What was thrown, in words: it may be anything. */
+  function textOf(thrown) {
+    try {
+      return String(thrown);
+    } catch {
+      return kindOf(thrown);
+    }
+  }
+
   /** The map under which an error travels. */
   function encodeError(error) {
     const isRemote = error instanceof HyphaError && error.name === "RemoteError"; // passed on as it came
-    const text = isRemote ? error.message : String(error);
-    const map = { _rtype: "error", _rvalue: text, _rtrace: String(error?.stack || "") };
+    const text = isRemote ? error.message : textOf(error);
+    const map = { _rtype: "error", _rvalue: text, _rtrace: textOf(error?.stack || "") };
     if (error instanceof HyphaError && error.code) map._rcode = error.code;
     return map;
   }
@@ -400,7 +409,7 @@ var hyphaWebsocketClient = (function () {
   function decodeError(map) {
     const told = isMap(map) ? map : { _rvalue: map };
     const error = new HyphaError("RemoteError", errorText(told._rvalue), told._rcode ?? null);
-    error.trace = String(told._rtrace || told._rvalue || "");
+    error.trace = [told._rtrace, told._rvalue].find((text) => text && typeof text === "string") || "";
     return error;
   }
 
@@ -1111,6 +1120,7 @@ var hyphaWebsocketClient = (function () {
   // --- the peer (4, 6) ----------------------------------------------------------------------------------------------
 
   const BUILT_IN = "services.built-in.";
+  const MIN_INTERVAL_S = 0.1; // between heartbeats, however often a caller wants them
   const ANSWERS = new Set(["resolve", "reject", "heartbeat"]);
   const BUILT_IN_CONFIG = { visibility: "public", require_context: true, api_version: 3, part_bytes: LARGE_PART };
 
@@ -1123,6 +1133,7 @@ var hyphaWebsocketClient = (function () {
     if (!isMap(main) || typeof main.type !== "string") throw invalid("a message has no type");
     const extra = reader.done ? {} : reader.read();
     if (!isMap(extra)) throw invalid("the body of a message is no map");
+    if (typeof main.session !== "string") delete main.session; // it goes into answers
     return { main, extra };
   }
 
@@ -1140,13 +1151,14 @@ var hyphaWebsocketClient = (function () {
   }
 
   function parsePromise(session, { promise, t }) {
-    const seconds = (value) => (value > 0 && value < 86400 ? value : null);
+    const seconds = (value) => (value > 0 && value < 86400 ? Math.max(value, MIN_INTERVAL_S) : null);
     if (promise === "*" && typeof session === "string") {
       const [resolve, reject, heartbeat] = ["resolve", "reject", "heartbeat"].map((name) => `${session}.${name}`);
       return { resolve, reject, heartbeat, interval: seconds(t) };
     }
-    const [resolve, reject, heartbeat] = ["resolve", "reject", "heartbeat"].map((name) => promise?.[name]?._rmethod);
-    if (typeof resolve !== "string" || typeof reject !== "string") return null;
+    const method = (name) => (typeof promise?.[name]?._rmethod === "string" ? promise[name]._rmethod : null);
+    const [resolve, reject, heartbeat] = ["resolve", "reject", "heartbeat"].map(method);
+    if (resolve === null || reject === null) return null;
     return { resolve, reject, heartbeat, interval: seconds(promise.interval) };
   }
 
@@ -1461,13 +1473,12 @@ var hyphaWebsocketClient = (function () {
 
     _answerAtOnce(main, extra, fn) {
       const { promise } = parseCall(main, extra);
-      let [method, value] = [promise?.resolve, null];
       try {
-        value = fn();
+        const value = fn();
+        if (promise) this._put(answerHeader(main, promise.resolve), { args: [value] });
       } catch (error) {
-        [method, value] = [promise?.reject, encodeError(error)];
+        if (promise) this._put(answerHeader(main, promise.reject), { args: [encodeError(error)] });
       }
-      if (promise) this._put(answerHeader(main, method), { args: [value] });
     }
 
     _start(main, extra, sender) {
