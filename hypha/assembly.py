@@ -19,7 +19,7 @@ from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.store import open_data_dir
-from hypha.web import guard, listing, login
+from hypha.web import assets, guard, listing, login
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
 from hypha.web.pages import create_app
@@ -52,6 +52,7 @@ class Assembly:
         self._stop = trio.Event()
         self._done = trio.Event()
         self._app = create_app(self)
+        assets.add_routes(self._app)
         for pages_of in (listing, login):
             pages_of.add_routes(self._app, lambda: self._open_rooms().broker)
         self._app.before_serving(self._start)

@@ -25,7 +25,7 @@ from hypha import command, errors
 from hypha.broker.broker import Broker
 from hypha.config import PASSED_ON, PASSED_ON_PREFIXES, Config, Limits
 from hypha.launch.plan import read_plan
-from hypha.web import listing, login
+from hypha.web import assets, listing, login
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
 from tests.house.examples import RUNNABLE, blocks, examples, pages
@@ -37,6 +37,7 @@ RUN = {
     "README.md": {"install", "client-install", "worker", "client", "curl"},
     "docs/tutorial.md": {"worker", "caller", "curl", "protected-worker", "protected-caller"},
     "docs/client.md": {"worker", "caller", "script", "values"},
+    "docs/javascript.md": {"page", "module", "node"},  # tests/clients/test_own_javascript.py
     "docs/testing.md": {"ini", "hello", "memory", "conftest", "fixture"},  # tests/test_testing.py
     "docs/how-to.md": {"mounts", "limit", "javascript", "login", "hypercorn"},
 }
@@ -157,6 +158,7 @@ def no_broker() -> Broker:
 def test_every_address_is_documented(reference: str) -> None:
     documented = {code(cells[0])[0].rpartition(" ")[2] for cells in rows(section(reference, "Addresses"))}
     app = create_app(Healthy())
+    assets.add_routes(app)
     for pages_of in (listing, login):
         pages_of.add_routes(app, no_broker)
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}

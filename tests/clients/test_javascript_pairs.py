@@ -1,4 +1,4 @@
-"""The published JavaScript clients, Bj and Cj, call the Python ones, A, Bp and Cp, and are called by them (row 31).
+"""The JavaScript clients, Bj, Cj and our own, call the Python ones, A, Bp and Cp, and are called by them (row 31).
 
 In both directions, inside one workspace and from another one: values, callbacks, errors, the caller's context, and
 messages that are too large for one frame. What gets lost on the way between the two languages is lost in the clients,
@@ -6,6 +6,8 @@ and asserted as it is.
 """
 
 from __future__ import annotations
+
+from itertools import permutations
 
 import pytest
 
@@ -18,7 +20,7 @@ pytestmark = [
     pytest.mark.parametrize("place", ["inside", "outside"]),
 ]
 every_python = pytest.mark.parametrize("generation", [*GENERATIONS, MODERN])
-every_javascript = pytest.mark.parametrize("library", ["imjoy-rpc", "hypha-rpc"])
+every_javascript = pytest.mark.parametrize("library", ["imjoy-rpc", "hypha-rpc", "hypha"])
 
 PYTHON_PROVIDER = """
     import asyncio, sys
@@ -265,7 +267,7 @@ JAVASCRIPT_NEIGHBOUR = """
 """
 
 
-@pytest.mark.parametrize(("library", "other"), [("imjoy-rpc", "hypha-rpc"), ("hypha-rpc", "imjoy-rpc")])
+@pytest.mark.parametrize(("library", "other"), list(permutations(["imjoy-rpc", "hypha-rpc", "hypha"], 2)))
 async def test_row_31_javascript_calls_javascript(
     start_javascript: StartJavascript,
     run_javascript: RunJavascript,
@@ -349,9 +351,11 @@ STREAMING_JAVASCRIPT = """
 """
 
 
+@pytest.mark.parametrize("library", ["hypha-rpc", "hypha"])
 @pytest.mark.parametrize("caller", ["python", "javascript"])
 async def test_row_31_generators_pass_between_the_modern_clients(
     caller: str,
+    library: str,
     place: str,
     start_client: StartClient,
     run_client: RunClient,
@@ -360,18 +364,18 @@ async def test_row_31_generators_pass_between_the_modern_clients(
     server: Server,
 ) -> None:
     """Items, the end, and leaving one early, which closes it at its provider."""
-    service_id = f"stream-{caller}-{place}"
+    service_id = f"stream-{caller}-{library}-{place}"
     if caller == "javascript":
         provider = start_client(MODERN, STREAMING_PYTHON, server.url, "provider", service_id)
     else:
-        provider = start_javascript(STREAMING_JAVASCRIPT, server.url, "provider", service_id, library="hypha-rpc")
+        provider = start_javascript(STREAMING_JAVASCRIPT, server.url, "provider", service_id, library=library)
     async with provider as worker:
         login = (await worker.wait_for(r"^ready (\S+) (\S+)$")).groups() if place == "inside" else ()
         if place == "outside":
             await worker.wait_for("^ready")
         arguments = ("caller", service_id, *login)
         if caller == "javascript":
-            await run_javascript(STREAMING_JAVASCRIPT, server.url, *arguments, library="hypha-rpc")
+            await run_javascript(STREAMING_JAVASCRIPT, server.url, *arguments, library=library)
         else:
             result = await run_client(MODERN, STREAMING_PYTHON, server.url, *arguments)
             assert result.returncode == 0, f"{result.stdout}{result.stderr}{worker.report()}"

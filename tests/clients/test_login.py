@@ -24,7 +24,7 @@ from tests.house.environments import GENERATIONS, MODERN
 from tests.house.processes import Running, Server
 
 LEGACY = [GENERATIONS[-1], "imjoy-rpc-js"]
-CURRENT = [MODERN, "hypha-rpc-js"]
+CURRENT = [MODERN, "hypha-rpc-js", "hypha-js"]
 
 JAVASCRIPT = """
     const settings = Object.fromEntries(args.map((text) => {

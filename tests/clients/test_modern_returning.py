@@ -1,4 +1,4 @@
-"""Rows 24 and 25 of ``protocol.md`` section 12: hypha-rpc comes back, with its services, whatever happened."""
+"""Rows 24 and 25 of ``protocol.md`` section 12: hypha-rpc, and our own client for JavaScript, come back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.clients.wire import between
 from tests.house.environments import MODERN
 from tests.house.processes import Running, Server
 
-pytestmark = pytest.mark.parametrize("generation", [MODERN, "hypha-rpc-js"])
+pytestmark = pytest.mark.parametrize("generation", [MODERN, "hypha-rpc-js", "hypha-js"])
 
 PROVIDER = """
     const server = await connect();
@@ -42,7 +42,7 @@ def provide(start_client: StartClient, start_javascript: StartJavascript) -> Pro
     def start(generation: str, url: str) -> AbstractAsyncContextManager[Running]:
         if generation == MODERN:
             return start_client(generation, SCRIPTS / "provider.py", url)
-        return start_javascript(PROVIDER, url, library="hypha-rpc")
+        return start_javascript(PROVIDER, url, library=generation.removesuffix("-js"))
 
     return start
 

@@ -52,6 +52,9 @@ MODERN_ROWS = {
     30: "`login`, also to a workspace and with the profile, and `logout`",
 }
 MODERN_CLIENTS = ("0.21.47", "hypha-rpc-js")
+#: Our own client for JavaScript, which is not on the page, and what it does not have.
+OWN = "hypha-js"
+NOT_OWN = {29}
 
 
 def collected() -> Counter[tuple[int, str]]:
@@ -68,6 +71,8 @@ def collected() -> Counter[tuple[int, str]]:
 
 def client_of(line: str) -> str:
     """Whose test it is, by its file or its parameter."""
+    if re.search(rf"[\[-]{OWN}[-\]]", line):
+        return OWN
     if "test_javascript" in line or "imjoy-rpc-js" in line:
         return "js"
     if "test_modern_javascript" in line or "hypha-rpc-js" in line:
@@ -100,3 +105,4 @@ def test_the_page_shows_what_is_tested_without_a_gap() -> None:
         shown = text.partition(f"<!-- {mark} -->\n")[2].partition(f"<!-- end of {mark} -->")[0]
         expected = table(found, rows, clients, *titles)
         assert shown == expected, f"put this into {PAGE.name}:\n{expected}"
+    assert {number for number in MODERN_ROWS if not found[number, OWN]} == NOT_OWN

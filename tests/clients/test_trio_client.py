@@ -22,7 +22,7 @@ from tests.house.environments import GENERATIONS, MODERN
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("place", ["inside", "outside"])]
 every_python = pytest.mark.parametrize("generation", [*GENERATIONS, MODERN])
-every_javascript = pytest.mark.parametrize("library", ["imjoy-rpc", "hypha-rpc"])
+every_javascript = pytest.mark.parametrize("library", ["imjoy-rpc", "hypha-rpc", "hypha"])
 
 LARGE = [900_000, 12_000_000]
 
