@@ -83,7 +83,7 @@ class Sender:
         self._limit = max(1, frame_bytes - _HEADER_ROOM)
 
     async def able(self, target: str) -> Abilities:
-        """What *target* can take: it is asked once."""
+        """What *target* can take: it is asked once, and an older client each time."""
         if target == self._manager:
             return Abilities(min(LARGE_PART, self._limit), by_index=True, promise="*")
         known = self._known.get(target)
@@ -91,10 +91,17 @@ class Sender:
             method = "services.built-in.get_service"
             service = await self._caller.call(target, method, ["built-in"], promise=True)
             config = service.get("config") if isinstance(service, dict) else None
-            known = self._known[target] = self._read(config if isinstance(config, dict) else {})
-            if len(self._known) > _MAX_KNOWN:
-                self._known.popitem(last=False)
+            known = self._read(config if isinstance(config, dict) else {})
+            if known.by_index:
+                self._remember(target, known)
         return known
+
+    def _remember(self, target: str, known: Abilities) -> None:
+        # Older clients are asked before each message. imjoy-rpc 0.5.6 starts the clock of a call some time after it has
+        # sent it, and fails the call when a part of its answer comes before (``protocol.md`` 4.6).
+        self._known[target] = known
+        if len(self._known) > _MAX_KNOWN:
+            self._known.popitem(last=False)
 
     def _read(self, config: Mapping[str, Any]) -> Abilities:
         version, size = config.get("api_version"), config.get("part_bytes")
