@@ -17,8 +17,8 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 
 from hypha.broker.endpoint import Callbacks
-from hypha.config import KIB, Limits
-from hypha.errors import CallTimeout, HyphaError, InvalidArgument, PeerGone
+from hypha.config import KIB
+from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotAuthenticated, PeerGone
 from hypha.web.app_headers import BadAnswer, body_bytes, checked_status, content_length, response_headers
 from hypha.web.http import send_error
 from hypha.web.mount import Mount
@@ -26,7 +26,8 @@ from hypha.web.mount import Mount
 logger = logging.getLogger(__name__)
 
 _AHEAD_BYTES = 64 * KIB
-_TOLD_SECONDS = 0.05  # in which an application sees that its client is gone before it is cancelled
+#: Seconds in which an application sees that its client is gone before it is cancelled.
+TOLD_SECONDS = 0.05
 _NO_BODY = frozenset({204, 304})
 
 
@@ -38,11 +39,10 @@ async def serve_request(mount: Mount, scope: HTTPScope, receive: ASGIReceiveCall
     provider that can be told so is cancelled a moment later, any other has ``app_finish_seconds`` to end. It has the
     same time for what it does behind its answer.
     """
-    limits = mount.broker.limits
     failure: HyphaError | None = None
     async with trio.open_nursery() as nursery:
         with trio.CancelScope() as calling:
-            exchange = _Exchange(scope, receive, send, limits, calling, cancels=mount.provider.dialect.cancels)
+            exchange = _Exchange(mount, scope, receive, send, calling)
             callbacks = Callbacks(nursery, {"receive": exchange.receive, "send": exchange.send})
             nursery.start_soon(exchange.read)
             try:
@@ -58,23 +58,21 @@ class _Exchange:
 
     def __init__(
         self,
+        mount: Mount,
         scope: HTTPScope,
         receive: ASGIReceiveCallable,
         send: ASGISendCallable,
-        limits: Limits,
         calling: trio.CancelScope,
-        *,
-        cancels: bool,
     ) -> None:
+        self._mount, self._limits = mount, mount.broker.limits
         self._receive, self._send = receive, send
-        self._limits = limits
-        self._calling, self._cancels = calling, cancels
+        self._calling = calling
         self._is_head = scope["method"] == "HEAD"
         self._events: deque[dict[str, Any]] = deque()
         self._held = 0
         self._changed = trio.lowlevel.ParkingLot()
         self._gone = False
-        self._late: CallTimeout | None = None
+        self._verdict: HyphaError | None = None  # why the server itself has ended the exchange
         self._status = 0
         self._left: int | None = None  # bytes of the answer that are still to come, where it said how many
         self._complete = False
@@ -89,7 +87,7 @@ class _Exchange:
                 more = await self._read_one()
             if patience.cancelled_caught:
                 text = f"no byte of the request body came for http_body_seconds = {self._limits.http_body_seconds:g}"
-                self._late = CallTimeout(text)
+                self._verdict = CallTimeout(text)
                 self._leave()
             while self._held >= _AHEAD_BYTES:
                 await self._changed.park()
@@ -114,7 +112,7 @@ class _Exchange:
         self._gone = True
         self._changed.unpark_all()
         if not self._complete:
-            self._end_call(_TOLD_SECONDS if self._cancels else self._limits.app_finish_seconds)
+            self._end_call(TOLD_SECONDS if self._mount.provider.dialect.cancels else self._limits.app_finish_seconds)
 
     def _end_call(self, seconds: float) -> None:
         self._calling.deadline = min(self._calling.deadline, trio.current_time() + seconds)
@@ -143,10 +141,20 @@ class _Exchange:
             raise InvalidArgument(f"send takes the events of an HTTP response, not {kind!r:.100}")
         if self._gone and not self._complete:
             raise PeerGone("the client has left")
+        self._require_valid()
         if kind == "http.response.start":
             await self._start(message)
         else:
             await self._body(message)
+
+    def _require_valid(self) -> None:
+        """An answer may take longer than the token lives for which it is given."""
+        try:
+            self._mount.require_valid()
+        except NotAuthenticated as exc:
+            self._verdict = exc
+            self._calling.cancel()
+            raise
 
     async def _start(self, message: dict[str, Any]) -> None:
         if self._status:
@@ -176,8 +184,8 @@ class _Exchange:
 
     async def finish(self, failure: HyphaError | None) -> None:
         """After the call: tell the client why there is no answer, where one can still be given."""
-        failure = self._late or failure
+        failure = self._verdict or failure
         if failure is not None:
             logger.info("an application failed: %s", failure)
-        if not self._status and (self._late is not None or not self._gone):
+        if not self._status and (self._verdict is not None or not self._gone):
             await send_error(self._send, failure or BadAnswer("the application has ended without an answer"))

@@ -36,6 +36,10 @@ class Mount:
             callbacks=callbacks,
         )
 
+    def require_valid(self) -> None:
+        """Raises :class:`NotAuthenticated` when the caller's token has ended meanwhile."""
+        self.broker.require_valid(self.caller.principal)
+
     def scope(self, scope: HTTPScope | WebsocketScope) -> dict[str, Any]:
         """*scope* as it travels: what ASGI says of a request, and nothing of this server's.
 

@@ -181,6 +181,7 @@ RULES = (
             "launch/supervisor.py": 1,  # what ends a wait when the service has ended
             "web/ws.py": 1,  # the connection
             "web/rpc.py": 3,  # a stream: its writer, its server calls; and a message of its client that waits for room
+            "web/app_socket.py": 3,  # a websocket at an application: its reader, its clock, its ends; within the call
             "web/exchange.py": 1,  # what reads a request for an application, within the call to it
             "web/functions.py": 1,  # as in web/proxy.py
             "web/proxy.py": 1,  # a call over HTTP, forgotten when its client goes away

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,21 +11,32 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import (
+    MockClock,
+    lockstep_stream_one_way_pair,
+    memory_stream_one_way_pair,
+    wait_all_tasks_blocked,
+)
+from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
 from hypha.client import Server
 from hypha.config import Config, Limits
-from tests.web.stack import MemoryStack, memory_stack
+from tests.web.stack import MemoryStack, ServerEnd, Steps, connection, memory_stack
 from tests.web.wires import (
     Call,
+    Closed,
     HttpAnswer,
+    Refused,
     Rejected,
+    WebSocket,
     exchange,
     http,
     join,
     read_answer,
     read_to_end,
     request_bytes,
+    upgrade,
+    upgrade_bytes,
 )
 
 Scope = dict[str, Any]
@@ -680,3 +692,322 @@ async def test_callbacks_are_bounded(autojump_clock: MockClock, stack: MemorySta
     answer = await http(stack, f"/{provider.workspace}/apps/app/")
     assert answer.status == 502
     assert outcomes == ["RuntimeError: 16 callbacks of a call run; wait"]
+
+
+# --- websockets ---------------------------------------------------------------------------------------------------
+
+
+async def echo_socket(scope: Scope, receive: Receive, send: Send) -> None:
+    """Accepts, and sends back what comes."""
+    assert scope["type"] == "websocket"
+    assert await receive() == {"type": "websocket.connect"}
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({**event, "type": "websocket.send"})
+
+
+async def opened(place: Place, rest: str = "/", headers: Mapping[str, str] | None = None, **options: Any) -> WebSocket:
+    return await upgrade(place.stack.connect(**options), place.path(rest), headers)
+
+
+async def test_messages_pass_a_websocket_in_both_directions(autojump_clock: MockClock, place: Place) -> None:
+    await place.offer(echo_socket)
+    socket = await opened(place)
+    for message in ("text", "", "tëxt", b"bytes", b"", b"x" * 70_000, b"y" * 1_000_000):
+        await socket.send(TextMessage(message) if isinstance(message, str) else BytesMessage(message))
+        assert await socket.receive() == message
+    await socket.send(Ping(b"p"))
+    pong = await socket.receive()
+    assert isinstance(pong, Pong)
+    await socket.send(CloseConnection(4001, "enough"))
+    assert await socket.closed() == Closed(4001, "")
+    await socket.stream.aclose()
+    assert not await left_over(place)
+
+
+async def test_what_an_application_is_told_of_a_websocket(autojump_clock: MockClock, place: Place) -> None:
+    scopes: list[Scope] = []
+    ends: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await receive()
+        headers = [(b"x-own", b"1"), (b"connection", b"close"), (b"sec-websocket-extensions", b"x")]
+        await send({"type": "websocket.accept", "subprotocol": "b", "headers": headers})
+        ends.append(await receive())
+        ends.append(await receive())
+
+    await place.offer(app)
+    offered = {"Sec-WebSocket-Protocol": "a, b", "Sec-WebSocket-Extensions": "permessage-deflate"}
+    socket = await opened(place, "/chat?x=1", offered)
+    assert (socket.headers["sec-websocket-protocol"], socket.headers["x-own"]) == ("b", "1")
+    assert "sec-websocket-extensions" not in socket.headers
+    await socket.send(CloseConnection(4001, "enough"))
+    assert await socket.closed() == Closed(4001, "")
+    await wait_all_tasks_blocked()
+    (scope,) = scopes
+    root = f"/{place.workspace}/apps/app"
+    assert (scope["root_path"], scope["path"], scope["query_string"]) == (root, f"{root}/chat", b"x=1")
+    assert scope["subprotocols"] == ["a", "b"]
+    assert "method" not in scope
+    assert ends == [{"type": "websocket.disconnect", "code": 4001, "reason": "enough"}] * 2
+
+
+@pytest.mark.parametrize("how", ["close", "raises", "returns", "bad subprotocol", "sends first"])
+async def test_a_websocket_may_be_refused(autojump_clock: MockClock, place: Place, how: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if how == "close":
+            await send({"type": "websocket.close", "code": 1008})
+        elif how == "raises":
+            raise ValueError("not today")
+        elif how == "bad subprotocol":
+            await send({"type": "websocket.accept", "subprotocol": "x"})
+        elif how == "sends first":
+            await send({"type": "websocket.send", "text": "x"})
+
+    await place.offer(app)
+    with pytest.raises(Refused) as refused:
+        await opened(place)
+    assert refused.value.answer.status == {"close": 403, "returns": 502}.get(how, 500)
+    assert not await left_over(place)
+
+
+async def test_who_may_open_a_websocket_is_decided_as_for_functions(autojump_clock: MockClock, place: Place) -> None:
+    token = {"Authorization": f"Bearer {await place.server.generate_token()}"}
+    for visibility in ("public", "unlisted", "protected"):
+        await place.offer(echo_socket, visibility)
+        for headers in (None, token):
+            if visibility == "protected" and headers is None:
+                continue
+            socket = await opened(place, headers=headers)
+            await trio.aclose_forcefully(socket.stream)
+    for refused, status in ((None, 404), ({"Authorization": "Bearer nonsense"}, 401)):
+        with pytest.raises(Refused) as refusal:
+            await opened(place, headers=refused)
+        assert refusal.value.answer.status == status
+    await place.offer_functions(index=lambda event: {})
+    with pytest.raises(Refused, match="take no websocket"):
+        await opened(place)
+
+
+@pytest.mark.parametrize("how", ["close", "raises", "returns", "dies"])
+async def test_the_end_of_an_application_ends_its_websocket(autojump_clock: MockClock, place: Place, how: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        if how == "close":
+            await send({"type": "websocket.close", "code": 4002, "reason": "done"})
+        elif how == "raises":
+            raise ValueError("not today")
+        elif how == "dies":
+            await place.server.unregister_service("app")
+            (session,) = place.stack.broker.registry.sessions()
+            place.stack.broker.lose(session, "was killed")
+
+    await place.offer(app)
+    socket = await opened(place)
+    codes = {"close": (4002, "done"), "raises": (1011, "ValueError: not today"), "returns": (1000, "")}
+    closed = await socket.closed()
+    assert (closed.code, closed.reason) == codes.get(how, (1001, closed.reason))
+    await socket.stream.aclose()
+
+
+async def test_a_client_that_vanishes_from_a_websocket(autojump_clock: MockClock, place: Place) -> None:
+    told = list[Any]()
+    ended = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        try:
+            told.append(await receive())
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    await place.offer(app)
+    socket = await opened(place)
+    began = trio.current_time()
+    await trio.aclose_forcefully(socket.stream)
+    await ended.wait()
+    assert trio.current_time() - began < 0.1
+    assert told == [{"type": "websocket.disconnect", "code": 1006, "reason": ""}]
+    assert not await left_over(place)
+
+
+async def test_a_client_that_leaves_before_it_is_accepted(autojump_clock: MockClock, place: Place) -> None:
+    running, ended = trio.Event(), trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        running.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    await place.offer(app)
+    stream = place.stack.connect()
+    await stream.send_all(upgrade_bytes(place.path()))
+    await running.wait()
+    await trio.aclose_forcefully(stream)
+    await ended.wait()
+    assert not await left_over(place)
+
+
+async def test_a_silent_websocket_is_pinged_and_ended(autojump_clock: MockClock, place: Place) -> None:
+    await place.offer(echo_socket)
+    socket = await opened(place)
+    began = trio.current_time()
+    for _ in range(10):
+        assert isinstance(await socket.receive(), Ping)
+    assert trio.current_time() - began == pytest.approx(200)
+    await wait_all_tasks_blocked()
+    assert await left_over(place)
+    await trio.sleep(70)  # nobody answers any more
+    assert not await left_over(place)
+    await trio.aclose_forcefully(socket.stream)
+
+
+async def test_messages_come_at_the_pace_of_the_application(autojump_clock: MockClock, place: Place) -> None:
+    go = trio.Event()
+    taken = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal taken
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go.wait()
+        while (event := await receive())["type"] == "websocket.receive":
+            taken += len(event["bytes"])
+
+    await place.offer(app)
+    sends, server_receives = lockstep_stream_one_way_pair()
+    server_sends, receives = memory_stream_one_way_pair()
+    stream = trio.StapledStream(sends, receives)
+    place.stack.servers.start_soon(place.stack.serve, ServerEnd(server_sends, server_receives))
+    socket = await upgrade(stream, place.path())
+    sent = 0
+
+    async def flood() -> None:
+        nonlocal sent
+        for _ in range(100):
+            await socket.send_bytes(bytes(50_000))
+            sent += 50_000
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flood)
+        await wait_all_tasks_blocked()
+        assert sent <= 300_000
+        await trio.sleep(120)  # that nobody reads is no silence of the client's
+        go.set()
+    await wait_all_tasks_blocked()
+    assert taken == 5_000_000
+    await trio.aclose_forcefully(stream)
+
+
+async def test_a_message_of_a_websocket_is_bounded(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with a_place(Config(data_dir=tmp_path, limits=Limits(frame_bytes=100_000))) as place:
+        await place.offer(echo_socket)
+        socket = await opened(place)
+        await socket.send_bytes(bytes(100_000))
+        assert await socket.receive() == bytes(100_000)
+        await socket.send_bytes(bytes(100_001))
+        closed = await socket.closed()
+        assert (closed.code, "frame_bytes = 100000" in closed.reason) == (1009, True)
+        await socket.stream.aclose()
+
+
+async def test_a_token_that_ends_ends_the_websocket(autojump_clock: MockClock, place: Place) -> None:
+    await place.offer(echo_socket, "protected")
+    token = await place.server.generate_token()
+    socket = await opened(place, headers={"Authorization": f"Bearer {token}"})
+    place.stack.broker.tokens.revoke(place.stack.broker.authenticate(token), "somebody")
+    assert (await socket.closed()).code == 1008
+    await socket.stream.aclose()
+
+
+async def test_a_token_that_ends_ends_an_answer(autojump_clock: MockClock, place: Place) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(starts())
+        await send(body(b"first", more=True))
+        place.stack.broker.tokens.revoke(place.stack.broker.authenticate(token), "somebody")
+        await send(body(b"second", more=True))
+
+    await place.offer(app, "protected")
+    token = await place.server.generate_token()
+    stream = place.stack.connect()
+    await stream.send_all(request_bytes(place.path(), headers={"Authorization": f"Bearer {token}"}))
+    whole = await read_to_end(stream)
+    assert b"first" in whole
+    assert b"second" not in whole
+
+
+async def test_a_shutdown_says_goodbye_to_websockets(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with a_place(Config(data_dir=tmp_path)) as place:
+        await place.offer(echo_socket)
+        socket = await opened(place)
+        await place.stack.shut_down()
+        assert (await socket.closed()).code == 1012
+        await socket.stream.aclose()
+
+
+async def test_a_published_client_serves_a_websocket(autojump_clock: MockClock, stack: MemoryStack) -> None:
+    provider = await join(stack, "prov")
+
+    async def serve(call: Call) -> None:
+        async def receive() -> Any:
+            function = call.args[0]["receive"]
+            return await provider.call(function["_rtarget"], function["_rmethod"])
+
+        async def send(message: Any) -> None:
+            function = call.args[0]["send"]
+            await provider.call(function["_rtarget"], function["_rmethod"], message)
+
+        await echo_socket(call.args[0]["scope"], receive, send)
+
+    await provider.provide("app", {"serve": serve}, type="ASGI")
+    socket = await upgrade(stack.connect(), f"/{provider.workspace}/apps/app/")
+    await socket.send(TextMessage("hello"))
+    assert await socket.receive() == "hello"
+    await socket.send(CloseConnection(1000))
+    assert (await socket.closed()).code == 1000
+    await socket.stream.aclose()
+
+
+# --- cancelling ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_a_call_can_be_cancelled_at_every_step(autojump_clock: MockClock, stack: MemoryStack, kind: str) -> None:
+    """After the n-th step of any task, for every n until the application waits, nothing is left of it."""
+    provider = await join(stack, "prov")
+
+    async def serve(call: Call) -> None:
+        receive, send = call.args[0]["receive"], call.args[0]["send"]
+        await provider.call(receive["_rtarget"], receive["_rmethod"])
+        first: dict[str, Any] = {**starts(), "headers": []} if kind == "http" else {"type": "websocket.accept"}
+        await provider.call(send["_rtarget"], send["_rmethod"], first)
+        await provider.call(receive["_rtarget"], receive["_rmethod"])
+
+    await provider.provide("app", {"serve": serve}, type="ASGI")
+    (session,) = stack.broker.registry.sessions()
+    server, path = stack.broker.server, f"/{provider.workspace}/apps/app/"
+    for count in itertools.count():
+        client, end = connection()
+        async with trio.open_nursery() as nursery:
+            cancelling = Steps(count, nursery.cancel_scope)
+            trio.lowlevel.add_instrument(cancelling)
+            nursery.start_soon(stack.serve, end)
+            await client.send_all(request_bytes(path) if kind == "http" else upgrade_bytes(path))
+            await wait_all_tasks_blocked()
+            trio.lowlevel.remove_instrument(cancelling)
+            nursery.cancel_scope.cancel()
+        assert end.closed.is_set(), count
+        assert not server.outbound, count
+        assert not server._callbacks, count
+        assert not session.inbound, count
+        await wait_all_tasks_blocked()
+        assert not session.server_call_bytes, count
+        if not cancelling.done:
+            break
+    assert count > 40
