@@ -127,15 +127,12 @@ def body_bytes(told: object) -> bytes:
 
     Raises :class:`BadAnswer`.
     """
-    if isinstance(told, dict) and told.get("_rtype") in {"memoryview", "typedarray"}:
+    if isinstance(told, dict) and told.get("_rtype") in ("memoryview", "typedarray"):
         told = told.get("_rvalue")
     if told is None:
         return b""
     if isinstance(told, str):
-        try:
-            return told.encode()
-        except UnicodeEncodeError:
-            raise BadAnswer("the body is text that is no Unicode") from None
+        return told.encode()
     if not isinstance(told, bytes):
         raise BadAnswer(f"the body of an answer must be bytes or text, not {type(told).__name__}")
     return told

@@ -21,7 +21,6 @@ from hypha.config import KIB
 from hypha.errors import HyphaError, InvalidArgument, NotAuthenticated, PeerGone
 from hypha.web.app_headers import BadAnswer, response_headers
 from hypha.web.codec import Closed, Codec, Incoming, Reply, message_head
-from hypha.web.exchange import TOLD_SECONDS
 from hypha.web.guard import GuardedServer, TakeOverFailed
 from hypha.web.mount import Mount
 from hypha.web.upgrade import refuse_upgrade
@@ -150,7 +149,7 @@ class _Socket:
         else:
             text = reason if isinstance(reason, str) else ""
             await self._say_goodbye(code if isinstance(code, int) else 1000, text)
-        self._end_call(self._limits.app_finish_seconds)
+        self._end_call(self._mount.finish_seconds(told=False))
 
     # --- the connection ---------------------------------------------------------------------------------------
 
@@ -254,8 +253,7 @@ class _Socket:
             self._ended.set()
             self._changed.unpark_all()
             if not self._is_done:
-                cancels = self._mount.provider.dialect.cancels
-                self._end_call(TOLD_SECONDS if cancels else self._limits.app_finish_seconds)
+                self._end_call(self._mount.finish_seconds(told=True))
 
     def _end_call(self, seconds: float) -> None:
         self._calling.deadline = min(self._calling.deadline, trio.current_time() + seconds)
@@ -303,8 +301,5 @@ def _frame(message: dict[str, Any], codec: Codec) -> bytes:
     if isinstance(data, bytes):
         return message_head(len(data)) + data
     if isinstance(text, str):
-        try:
-            return codec.text(text)
-        except UnicodeEncodeError:
-            raise BadAnswer("the text of a message is no Unicode") from None
+        return codec.text(text)
     raise BadAnswer("a message must have 'bytes' or 'text'")

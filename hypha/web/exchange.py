@@ -26,8 +26,6 @@ from hypha.web.mount import Mount
 logger = logging.getLogger(__name__)
 
 _AHEAD_BYTES = 64 * KIB
-#: Seconds in which an application sees that its client is gone before it is cancelled.
-TOLD_SECONDS = 0.05
 _NO_BODY = frozenset({204, 304})
 
 
@@ -112,7 +110,7 @@ class _Exchange:
         self._gone = True
         self._changed.unpark_all()
         if not self._complete:
-            self._end_call(TOLD_SECONDS if self._mount.provider.dialect.cancels else self._limits.app_finish_seconds)
+            self._end_call(self._mount.finish_seconds(told=True))
 
     def _end_call(self, seconds: float) -> None:
         self._calling.deadline = min(self._calling.deadline, trio.current_time() + seconds)
@@ -137,7 +135,7 @@ class _Exchange:
         is no piece of an answer, or is out of order.
         """
         kind = message.get("type") if isinstance(message, dict) else None
-        if not isinstance(message, dict) or kind not in {"http.response.start", "http.response.body"}:
+        if not isinstance(message, dict) or kind not in ("http.response.start", "http.response.body"):
             raise InvalidArgument(f"send takes the events of an HTTP response, not {kind!r:.100}")
         if self._gone and not self._complete:
             raise PeerGone("the client has left")
@@ -175,7 +173,7 @@ class _Exchange:
         self._complete = not more  # before it is sent, which tells us that the request is over
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         if not more:
-            self._end_call(self._limits.app_finish_seconds)
+            self._end_call(self._mount.finish_seconds(told=False))
 
     def _cut(self, text: str) -> BadAnswer:
         """The answer cannot be ended as it has begun, so the connection is."""

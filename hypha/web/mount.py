@@ -13,6 +13,11 @@ from hypha.broker.session import PeerSession, Service
 from hypha.web.app_headers import request_headers
 from hypha.web.lookup import Caller
 
+#: Seconds in which an application sees that its client is gone before it is cancelled.
+TOLD_SECONDS = 0.05
+#: Calls of one provider beyond which none goes on when nobody waits for it.
+MANY_CALLS = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:
@@ -35,6 +40,16 @@ class Mount:
             stamp=self.caller.stamp(),
             callbacks=callbacks,
         )
+
+    def finish_seconds(self, *, told: bool) -> float:
+        """For how long a call may go on that nobody waits for any more.
+
+        *told*: its application has just been told so. One that can be cancelled gets a moment to see it. A provider
+        with very many calls gets no time at all: such calls are not bounded by the connections that have made them.
+        """
+        if len(self.provider.inbound) > MANY_CALLS:
+            return 0.0
+        return TOLD_SECONDS if told and self.provider.dialect.cancels else self.broker.limits.app_finish_seconds
 
     def require_valid(self) -> None:
         """Raises :class:`NotAuthenticated` when the caller's token has ended meanwhile."""

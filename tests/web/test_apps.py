@@ -21,6 +21,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessag
 
 from hypha.client import Server
 from hypha.config import Config, Limits
+from hypha.web import mount
 from tests.web.stack import MemoryStack, ServerEnd, Steps, connection, memory_stack
 from tests.web.wires import (
     Call,
@@ -585,6 +586,28 @@ async def test_work_behind_the_answer_goes_on_for_a_while(autojump_clock: MockCl
     assert not await left_over(place)
 
 
+async def test_very_many_calls_do_not_go_on_behind_their_answers(
+    autojump_clock: MockClock, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(starts())
+        await send(body(b"done"))
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(mount, "MANY_CALLS", 0)
+    await place.offer(app)
+    began = trio.current_time()
+    assert (await place.get()).body == b"done"
+    await ended.wait()
+    assert trio.current_time() == began
+    assert not await left_over(place)
+
+
 async def test_an_answer_may_take_long(autojump_clock: MockClock, place: Place) -> None:
     """Heartbeats keep the call of the application, and those of its callbacks."""
 
@@ -1011,3 +1034,58 @@ async def test_a_call_can_be_cancelled_at_every_step(autojump_clock: MockClock, 
         if not cancelling.done:
             break
     assert count > 40
+
+
+# --- whatever a provider sends --------------------------------------------------------------------------------------
+
+NONSENSE: tuple[Any, ...] = (
+    None,
+    5,
+    [],
+    {},
+    {"type": None},
+    {"type": ["http.response.start"]},
+    {"type": "http.response.start"},
+    {"type": "http.response.start", "status": 2**60},
+    {"type": "http.response.start", "status": 200, "headers": [[b"content-length", b"1"], [b"content-length", b"2"]]},
+    {"type": "http.response.start", "status": 200, "headers": [[b"content-length", b"-1"]]},
+    {"type": "http.response.start", "status": 200, "headers": [[None, {}]]},
+    {"type": "http.response.body", "body": b"early"},
+    {"type": "websocket.accept", "headers": {"a": [[]]}},
+    {"type": "websocket.accept", "subprotocol": 5},
+    {"type": "websocket.send"},
+    {"type": "websocket.send", "text": 5, "bytes": "x"},
+    {"type": "websocket.http.response.start"},
+)
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_nonsense_is_told_to_who_sends_it(
+    autojump_clock: MockClock, stack: MemoryStack, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = await join(stack, "prov")
+    told: list[str] = []
+
+    async def serve(call: Call) -> None:
+        receive, send = call.args[0]["receive"], call.args[0]["send"]
+        for message in NONSENSE:
+            with pytest.raises(Rejected) as refused:
+                await provider.call(send["_rtarget"], send["_rmethod"], message)
+            told.append(str(refused.value))
+        for wrong in ((receive, (1, 2)), (send, ()), (send, (1, 2))):
+            with pytest.raises(Rejected) as refused:
+                await provider.call(wrong[0]["_rtarget"], wrong[0]["_rmethod"], *wrong[1])
+            told.append(str(refused.value))
+
+    await provider.provide("app", {"serve": serve}, type="ASGI")
+    path = f"/{provider.workspace}/apps/app/"
+    if kind == "http":
+        answer = await http(stack, path)
+    else:
+        with pytest.raises(Refused) as refusal:
+            await upgrade(stack.connect(), path)
+        answer = refusal.value.answer
+    assert (answer.status, answer.detail) == (502, "the application has ended without an answer")
+    assert len(told) == len(NONSENSE) + 3
+    assert all(text.startswith("ValueError: ") for text in told), told
+    assert "Traceback" not in caplog.text
