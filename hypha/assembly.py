@@ -20,6 +20,7 @@ from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.store import open_data_dir
 from hypha.web import assets, guard, listing, login
+from hypha.web.apps import Apps
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
 from hypha.web.pages import create_app
@@ -166,7 +167,8 @@ def _build_rooms(config: Config, app: QuartTrio, key: bytes) -> Rooms:
     connections = Connections(broker)
     bodies = BodyRoom(config.limits.http_bodies_bytes)
     rpc = Rpc(broker, connections, bodies)
-    return Rooms(broker, connections, Front(config, app, Upgrade(broker, connections), rpc, Proxy(broker, bodies)))
+    branches = Upgrade(broker, connections), rpc, Proxy(broker, bodies), Apps(broker, bodies)
+    return Rooms(broker, connections, Front(config, app, *branches))
 
 
 def _server_id(key: bytes) -> str:

@@ -95,6 +95,7 @@ class Limits:
     http_bodies_bytes: int = 512 * MIB
     http_body_seconds: float = 60.0
     http_body_bytes_per_second: int = 1000
+    app_finish_seconds: float = 30.0
     json_array_bytes: int = 1 * MIB
     token_seconds: float = 10800.0
     token_depth: int = 16

@@ -48,7 +48,7 @@ def prepare(durations: dict[str, float]) -> None:
     """Bring the machine and the environments into shape. Raises :class:`Stop`."""
     with timed("machine", durations):
         machine.prepare()
-    for environment in (environments.MAIN, *environments.CLIENTS):
+    for environment in (environments.MAIN, *environments.CLIENTS, *environments.APPLICATIONS):
         build(environment, durations)
     say("packages of npm")
     with timed("packages of npm", durations):

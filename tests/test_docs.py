@@ -162,7 +162,8 @@ def test_every_address_is_documented(reference: str) -> None:
     for pages_of in (listing, login):
         pages_of.add_routes(app, no_broker)
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
-    assert documented == routes | {"/ws", "/rpc", "/{workspace}/services/{service}/{function}"}
+    branches = {"/{workspace}/services/{service}/{function}", "/{workspace}/apps/{service}/{path}"}
+    assert documented == routes | {"/ws", "/rpc"} | branches
 
 
 def test_every_error_is_documented(reference: str) -> None:

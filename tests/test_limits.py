@@ -132,6 +132,10 @@ TABLE = {
         "web/test_proxy.py::test_a_large_body_may_take_long_if_it_comes_fast_enough",
         "web/test_proxy.py::test_a_body_must_come_in_time",
     ),
+    "app_finish_seconds": by(
+        "web/test_apps.py::test_work_behind_the_answer_goes_on_for_a_while",
+        quiet="the client has its answer, or has left",
+    ),
     "json_array_bytes": by("wire/test_values.py::test_the_limit_of_an_array_is_exact"),
     "token_seconds": by("test_limits.py::test_a_token_lives_so_long", quiet="the token has expired"),
     "token_depth": by("broker/test_revocations.py::test_tokens_are_issued_one_through_the_other_so_often"),

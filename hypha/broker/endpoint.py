@@ -8,10 +8,12 @@ ever looked up by a peer's text.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
@@ -46,6 +48,10 @@ from hypha.wire.frame import Fields, Frame, FrameReader
 logger = logging.getLogger(__name__)
 
 _CHUNK_HEADROOM = 1024  # bytes; clients switch to parts at the same size (``protocol.md`` 2.6)
+_CALLBACKS_AT_ONCE = 16  # of one call: each waits for what only its caller can bring
+
+#: What answers a callback of a call. Raises :class:`HyphaError`.
+Callback = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,30 @@ class _Running:
     next_beat: float
 
 
+@dataclass(slots=True, eq=False)
+class Callbacks:
+    """What the callee of one call may call as long as that runs: name -> function.
+
+    They run in *nursery*, which must live as long as the call. Those of one name run one after the other, in the order
+    in which they were asked for: some callers do not wait for one before the next.
+    """
+
+    nursery: trio.Nursery
+    functions: Mapping[str, Callback]
+    running: int = 0
+    _last: dict[str, trio.Event] = field(default_factory=dict)
+
+    def encoded(self, caller: Address, session: str) -> dict[str, Any]:
+        """The functions as they travel, to be called at *caller* within the call *session*."""
+        return {name: values.method(str(caller), f"{session}.{name}", _rname=name) for name in self.functions}
+
+    def place_in_line(self, name: str) -> tuple[trio.Event | None, trio.Event]:
+        """What a call of *name* has to wait for, and what it must set at its end."""
+        before, done = self._last.get(name), trio.Event()
+        self._last[name] = done
+        return before, done
+
+
 class ServerSession(Session):
     """The one server-side peer of a broker.
 
@@ -89,6 +119,7 @@ class ServerSession(Session):
         self._dirty = dirty
         self._table = CallTable()
         self._running: set[_Running] = set()
+        self._callbacks: dict[str, Callbacks] = {}
 
     # --- being called -----------------------------------------------------------------------------------------
 
@@ -134,7 +165,8 @@ class ServerSession(Session):
         try:
             body = calls.parse_call(frame.extra(), frame.session)
             frame.set_body(b"")  # decoded, it need not be kept as bytes too
-            await self._run(sender, frame, to, body, substitute or frame.method or "")
+            call = partial(self._call_function, sender, to, body, substitute or frame.method or "")
+            await self._run(sender, frame, to, body.promise, call)
         except HyphaError as exc:
             logger.info("call from %s cannot be answered: %s", sender.name, exc)
             self._reject(sender, frame, to, exc)
@@ -148,14 +180,22 @@ class ServerSession(Session):
         if frame.wants_answer and frame.session is not None:
             sender.tell(calls.rejection(sender.name, frame.session, error.remote_text(), error.code), to)
 
-    async def _run(self, sender: PeerSession, frame: Frame, to: Address, body: CallBody, path: str) -> None:
-        promise, running = body.promise, None
+    async def _run(
+        self,
+        sender: PeerSession,
+        frame: Frame,
+        to: Address,
+        promise: Promise | None,
+        call: Callable[[], Awaitable[Any]],
+    ) -> None:
+        """Answer with what *call* returns or raises, and keep the caller waiting meanwhile."""
+        running = None
         if promise is not None and promise.heartbeat is not None and promise.interval is not None:
             first = trio.current_time() + 0.8 * promise.interval
             running = _Running(sender, to, frame.session or "", promise, first)
             self._running.add(running)
         try:
-            outcome = await self._outcome(sender, to, body, path)
+            outcome = await _outcome(call)
             if promise is not None:
                 session_id = frame.session or promise.resolve.rpartition(".")[0]
                 message = _answer(sender.name, promise, session_id, *outcome)
@@ -163,14 +203,6 @@ class ServerSession(Session):
         finally:
             if running is not None:
                 self._running.discard(running)
-
-    async def _outcome(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> tuple[bool, Any]:
-        try:
-            return True, await self._call_function(sender, to, body, path)
-        except HyphaError as exc:
-            return False, _error(exc)
-        except Exception as exc:  # noqa: BLE001  the call boundary: a fault of ours must not end the connection
-            return False, _error(internal_error(exc))
 
     async def _call_function(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> Any:
         service = self.own.find(to, path)
@@ -201,8 +233,14 @@ class ServerSession(Session):
     # --- answers to calls of our own --------------------------------------------------------------------------
 
     def _session_method(self, sender: PeerSession, frame: Frame, to: Address, method: str) -> None:
-        """A result, an error or a heartbeat. What nobody waits for is refused, so that an imjoy-rpc provider
-        whose heartbeat it is stops the function (``decisions.md`` 21)."""
+        """A callback, a result, an error or a heartbeat. What nobody waits for is refused, so that an imjoy-rpc
+        provider whose heartbeat it is stops the function (``decisions.md`` 21)."""
+        session, _, name = method.rpartition(".")
+        entry, callbacks = self._table.asked_of(sender.name, str(to), session), self._callbacks.get(session)
+        if entry is not None and callbacks is not None and name in callbacks.functions:
+            entry.alive()
+            self._start_callback(sender, frame, to, callbacks, name)
+            return
         try:
             known = self._table.receive(sender.name, str(to), frame)
             promise = calls.parse_call(frame.extra(), frame.session).promise if frame.wants_answer else None
@@ -216,6 +254,45 @@ class ServerSession(Session):
         else:
             over = NotFound(f"Method not found: {to}:{method[:200]}, the call is over")
             sender.tell(calls.answer(sender.name, promise.reject, frame.session, _error(over)), to)
+
+    def _start_callback(self, sender: PeerSession, frame: Frame, to: Address, callbacks: Callbacks, name: str) -> None:
+        room = self.limits.server_call_bytes_per_peer
+        if callbacks.running >= _CALLBACKS_AT_ONCE:
+            self._reject(sender, frame, to, LimitExceeded(f"{_CALLBACKS_AT_ONCE} callbacks of a call run; wait"))
+        elif sender.server_call_bytes >= room:
+            refusal = LimitExceeded(f"the calls that run hold server_call_bytes_per_peer = {room} bytes; wait")
+            self._reject(sender, frame, to, refusal)
+        else:
+            line = callbacks.place_in_line(name)
+            callbacks.running += 1
+            sender.server_call_bytes += len(frame.body)
+            callbacks.nursery.start_soon(self._serve_callback, sender, frame, to, callbacks, name, line)
+
+    async def _serve_callback(
+        self,
+        sender: PeerSession,
+        frame: Frame,
+        to: Address,
+        callbacks: Callbacks,
+        name: str,
+        line: tuple[trio.Event | None, trio.Event],
+    ) -> None:
+        """One callback, in the nursery of the call that it belongs to; cancelled, it is not answered."""
+        size = len(frame.body)
+        before, done = line
+        try:
+            if before is not None:
+                await before.wait()
+            body = calls.parse_call(frame.extra(), frame.session)
+            frame.set_body(b"")
+            await self._run(sender, frame, to, body.promise, partial(_callback, name, callbacks.functions[name], body))
+        except HyphaError as exc:
+            self._reject(sender, frame, to, exc)
+        finally:
+            done.set()
+            callbacks.running -= 1
+            sender.server_call_bytes -= size
+            flush_dirty(self._dirty)
 
     def peer_gone(self, session_id: str, address: Address) -> None:
         entry = self._table.pending.get(session_id)
@@ -253,10 +330,13 @@ class ServerSession(Session):
         source: Address | None = None,
         stamp: Fields | None = None,
         patience: float | None = None,
+        callbacks: Callbacks | None = None,
     ) -> Any:
         """Call *method* at *target* and return its value as it travels.
 
-        *source* and *stamp* say as whom (default: the server). *patience*: seconds without result or heartbeat.
+        *source* and *stamp* say as whom (default: the server). *patience*: seconds without result, heartbeat or
+        callback. *callbacks* are added to the last argument, a map, under their names; nobody but *target* can call
+        them, and only until this ends.
         Raises :class:`PeerGone`, :class:`CallTimeout`, or :class:`RemoteError` with the function's own text.
         Cancelling it forgets the call; a late answer is refused.
         """
@@ -276,6 +356,9 @@ class ServerSession(Session):
 
         entry = self._table.open(str(source), target.name, settle_call, alive)
         begin_call(self, entry.session, target, target.address)
+        if callbacks is not None:
+            self._callbacks[entry.session] = callbacks
+            args = [*args[:-1], {**args[-1], **callbacks.encoded(source, entry.session)}]
         try:
             message = calls.call(target.name, method, entry.session, str(source), args, dict(kwargs or {}))
             with scope:
@@ -283,6 +366,7 @@ class ServerSession(Session):
                 await settled.wait()
         finally:
             self._table.close(entry)
+            self._callbacks.pop(entry.session, None)
             end_call(self, entry.session)
             if not outcome:
                 cancel_call(target, entry.session, source)
@@ -337,6 +421,15 @@ class ServerSession(Session):
         target.outbox.flush()
 
 
+async def _outcome(call: Callable[[], Awaitable[Any]]) -> tuple[bool, Any]:
+    try:
+        return True, await call()
+    except HyphaError as exc:
+        return False, _error(exc)
+    except Exception as exc:  # noqa: BLE001  the call boundary: a fault of ours must not end the connection
+        return False, _error(internal_error(exc))
+
+
 def _is_visible(workspace: Workspace, sender: PeerSession) -> bool:
     """A workspace of others answers those who may see it; to the rest it is as if it were not there."""
     known = {sender.address.workspace, PUBLIC_WORKSPACE}
@@ -348,6 +441,14 @@ def _answer(to: str, promise: Promise, session_id: str, succeeded: bool, value: 
         return calls.answer(to, promise.resolve if succeeded else promise.reject, session_id, value)
     except InvalidArgument as exc:  # what came in as msgpack need not go out again: it may be nested too deeply
         return calls.answer(to, promise.reject, session_id, _error(exc))
+
+
+async def _callback(name: str, function: Callback, body: CallBody) -> Any:
+    try:
+        bound = inspect.signature(function).bind(*body.args, **body.kwargs)
+    except TypeError as exc:
+        raise InvalidArgument(f"{name}: {exc}") from exc
+    return await function(*bound.args, **bound.kwargs)
 
 
 def _error(exc: HyphaError) -> dict[str, Any]:

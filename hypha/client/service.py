@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hypha.client.application import is_application, served
 from hypha.client.values import Encoder, takes_context
 from hypha.errors import InvalidArgument
 from hypha.wire import values
@@ -134,6 +135,8 @@ def parse_service(api: object, config: Mapping[str, Any] | None = None) -> Local
         app_id=_text(content, "app_id") or "*",
         content={key: value for key, value in content.items() if key not in _FACTS},
     )
+    if service.type.lower() == "asgi" and is_application(service.content.get("serve")):
+        service.content["serve"] = served(service.content["serve"])
     _collect(service, service.content, "", settings.get("require_context"))
     return service
 

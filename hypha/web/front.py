@@ -1,8 +1,8 @@
 """The ASGI application of a server: which branch answers a request.
 
 In this order: the websocket and its stand-in; the server's own paths; static mounts by their prefix; functions of
-services and lists of them; a mount on ``/``; and Quart for the rest, which is the first page and "not found" (A11,
-A12).
+services and web applications; lists of services; a mount on ``/``; and Quart for the rest, which is the first page and
+"not found" (A11, A12).
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from urllib.parse import unquote
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope, WebsocketScope
 from quart_trio import QuartTrio
 
+from hypha.broker.login import PAGE
 from hypha.config import RESERVED_NAMES, Config
 from hypha.errors import ProtocolViolation
+from hypha.web.apps import AppPath, Apps, parse_app_path
 from hypha.web.cors import Cors
 from hypha.web.http import HOST, header, send_error, send_json
 from hypha.web.listing import is_listing
@@ -31,12 +33,13 @@ _ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 class Front:
     """Dispatches by path. *app* takes the lifespan and what no other branch claims."""
 
-    def __init__(self, config: Config, app: QuartTrio, upgrade: Upgrade, rpc: Rpc, proxy: Proxy) -> None:
+    def __init__(self, config: Config, app: QuartTrio, upgrade: Upgrade, rpc: Rpc, proxy: Proxy, apps: Apps) -> None:
         self._base_path = config.base_path
         self._app: Any = app
         self._upgrade = upgrade
         self._rpc = rpc
         self._proxy = proxy
+        self._apps = apps
         self._mounts = StaticMounts(
             config.static_mounts, listing=config.listing, follow_symlinks=config.follow_symlinks
         )
@@ -55,8 +58,18 @@ class Front:
         # Behind a proxy that takes the base path away, only /ws arrives (A15).
         if scope["path"] in {"/ws", f"{self._base_path}/ws"}:
             await self._upgrade.serve(scope, receive, send)
+            return
+        app = self._app_of(self._enter_base(scope))
+        if app is not None:
+            await self._apps.serve_websocket(app, scope, receive, send)
         else:
             await refuse_upgrade(send, 404, f"websockets are served at {self._base_path}/ws")
+
+    def _app_of(self, raw_path: str | None) -> AppPath | None:
+        """The web application at an undecoded path below the base path, None outside of it."""
+        path = unquote(raw_path or "/")
+        hidden = raw_path is None or _is_own(path) or self._mounts.find(path) is not None
+        return None if hidden else parse_app_path(raw_path or "")
 
     async def _dispatch(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         assert scope["type"] == "http"
@@ -84,19 +97,22 @@ class Front:
         self, raw_path: str, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         path = unquote(raw_path)
-        own = path.split("/")[1] in RESERVED_NAMES or path.startswith("/public/apps/")
+        own = _is_own(path)
         mount = None if own else self._mounts.find(path)
         target = None if own else parse_path(raw_path)
+        app = self._app_of(raw_path)
         if mount is not None:
             await self._mounts.serve(mount, scope, receive, send)
         elif target is not None:
             await self._proxy.serve(target, scope, receive, send)
+        elif app is not None:
+            await self._apps.serve(app, scope, receive, send)
         elif self._mounts.root is not None and not own and not is_listing(path):
             await self._mounts.serve(self._mounts.root, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _enter_base(self, scope: HTTPScope) -> str | None:
+    def _enter_base(self, scope: HTTPScope | WebsocketScope) -> str | None:
         """The undecoded path below the base path, which becomes the ``root_path`` of *scope*; None outside of it.
 
         What is no path, as in ``OPTIONS *``, lies outside, too. A whole URL is one (RFC 9112 3.2.2).
@@ -110,3 +126,8 @@ class Front:
         scope["root_path"] = self._base_path
         scope["path"] = self._base_path + unquote(raw_path)
         return raw_path
+
+
+def _is_own(path: str) -> bool:
+    """Whether a decoded *path* is the server's, whatever is offered or mounted there."""
+    return path.split("/")[1] in RESERVED_NAMES or f"{path}/".startswith(f"/{PAGE}")

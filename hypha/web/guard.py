@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NoReturn, cast
 
 import h11
@@ -336,8 +336,12 @@ class GuardedServer(TCPServer):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return b""
 
-    async def take_over(self, receive: Receive, send: Send, serve: Serve) -> None:
+    async def take_over(
+        self, receive: Receive, send: Send, serve: Serve, accept: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Accept the websocket and let *serve* have its stream, with the bytes that came before it was taken.
+
+        *accept*: what ASGI's event of that name says beside its type.
 
         Returns when it is accepted. *serve* runs in the place of the reader, in the task of the connection. The stream
         belongs to it alone; what it raises ends the connection. Raises :class:`TakeOverFailed` when the peer has left
@@ -351,7 +355,7 @@ class GuardedServer(TCPServer):
         self._taking = True
         self._reading.cancel()
         try:
-            await send({"type": "websocket.accept"})
+            await send({**accept, "type": "websocket.accept"})
             if held.closed:
                 raise TakeOverFailed
             held.closed = True  # Hypercorn has nothing more to say

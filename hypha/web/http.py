@@ -40,7 +40,7 @@ def base_url(scope: HTTPScope | WebsocketScope, base_path: str) -> str:
     return f"{scheme}://{host}{base_path}"
 
 
-def bearer_token(scope: HTTPScope) -> str | None:
+def bearer_token(scope: HTTPScope | WebsocketScope) -> str | None:
     """The token of ``Authorization``: ``Bearer <token>`` or the bare token (``protocol.md`` 7.1)."""
     value = header(scope, b"authorization").strip()
     scheme, _, rest = value.partition(" ")

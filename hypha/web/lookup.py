@@ -106,6 +106,22 @@ async def plain_value(
     return None
 
 
+async def find_function(broker: Broker, service: Service, names: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """The first of *names*, paths of keys, that is a function of the service; remembered as above.
+
+    Raises :class:`NotFound` when none is, and what :func:`fetch` raises.
+    """
+    if names[0] in service.functions:
+        return names[0]
+    interface = await fetch(broker, service)
+    for keys in names:
+        if values.is_method(_lookup(interface, keys)):
+            if len(service.functions) < _REMEMBERED:
+                service.functions.add(keys)
+            return keys
+    raise NotFound(f"service {service.id!r} has no function {'.'.join(names[0])[:200]!r}{_known(interface)}")
+
+
 def parameters(service: Service, keys: tuple[str, ...]) -> dict[str, Any]:
     """The parameters of a function as JSON schema, by name, as far as its client has said."""
     found = _lookup(service.schema, (*keys, "function", "parameters", "properties"))

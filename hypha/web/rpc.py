@@ -56,6 +56,9 @@ from hypha.wire.calls import encode_value
 from hypha.wire.dialect import MODERN, MODERN_JAVASCRIPT
 from hypha.wire.frame import Buffer, unpack_body
 
+#: What the names of our cookies begin with; nothing behind the server may set one.
+COOKIE_PREFIX = b"hypha-rpc-"
+
 logger = logging.getLogger(__name__)
 
 _PIECE_BYTES = 65536  # of one write
@@ -337,7 +340,7 @@ class Rpc:
 
 def cookie_name(address: Address) -> str:
     """The name of a session's cookie: several clients in one browser must not overwrite each other's."""
-    return "hypha-rpc-" + hashlib.sha256(str(address).encode()).hexdigest()[:16]
+    return COOKIE_PREFIX.decode() + hashlib.sha256(str(address).encode()).hexdigest()[:16]
 
 
 def _cookie(scope: HTTPScope, name: str) -> str | None:

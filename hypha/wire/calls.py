@@ -257,15 +257,23 @@ class CallTable:
         """Forget a call; late answers find nothing and are dropped."""
         self.pending.pop(entry.session, None)
 
+    def asked_of(self, sender: str, to: str, session: str) -> PendingCall | None:
+        """The call *session*, when it was asked of *sender* at *to*: nobody else may have a say in it.
+
+        That is what its callees check, too (``protocol.md`` 4.4).
+        """
+        entry = self.pending.get(session)
+        return entry if entry is not None and entry.target == sender and entry.caller == to else None
+
     def receive(self, sender: str, to: str, frame: Frame) -> bool:
         """Take *frame*, a ``<session>.resolve``, ``.reject`` or ``.heartbeat`` message.
 
-        Returns False when there is no such call, or it was not asked of *sender* at *to*: nobody else may settle
-        it (``protocol.md`` 4.4). An answer that cannot be read fails the call with :class:`RemoteError`.
+        Returns False when :meth:`asked_of` knows no such call. An answer that cannot be read fails the call with
+        :class:`RemoteError`.
         """
         session, _, name = (frame.method or "").rpartition(".")
-        entry = self.pending.get(session)
-        if entry is None or entry.target != sender or entry.caller != to:
+        entry = self.asked_of(sender, to, session)
+        if entry is None:
             return False
         if name == "heartbeat":
             entry.alive()

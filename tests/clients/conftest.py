@@ -35,10 +35,11 @@ class StartClient(Protocol):
 
 @pytest.fixture(scope="session")
 def client_python() -> ClientPython:
-    """The interpreter of a published client's environment, by version: ``environments.GENERATIONS``, ``MODERN``."""
+    """The interpreter of a published client's environment, by version: those of :mod:`tests.house.environments`."""
 
     def find(generation: str) -> Path:
-        environment = next(item for item in environments.CLIENTS if item.name.endswith(f"-rpc-{generation}"))
+        known = (*environments.CLIENTS, *environments.APPLICATIONS)
+        environment = next(item for item in known if item.name.endswith(f"-rpc-{generation}"))
         if not (environment.directory / "complete").is_file():
             pytest.fail(f"{environment.directory} is missing; run 'python3 -m tests' once, which builds it")
         return environment.python

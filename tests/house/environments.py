@@ -66,6 +66,20 @@ CLIENTS = (
     ),
 )
 
+#: The latest of either generation beside a web framework. Apart, since it changes what hypha-rpc says of functions.
+APPLICATIONS = (
+    Environment(
+        f"imjoy-rpc-{GENERATIONS[-1]}-fastapi",
+        (f"imjoy-rpc=={GENERATIONS[-1]}", "websockets<14", "numpy", "fastapi"),
+        "import fastapi; from imjoy_rpc.hypha import connect_to_server",
+    ),
+    Environment(
+        f"hypha-rpc-{MODERN}-fastapi",
+        (f"hypha-rpc=={MODERN}", "numpy", "fastapi"),
+        "import fastapi; from hypha_rpc import connect_to_server",
+    ),
+)
+
 #: The present-day original, which the benchmark can measure beside this server. It lacks two of its requirements.
 PUBLISHED_VERSION = "0.21.137"
 PUBLISHED = Environment(

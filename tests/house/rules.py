@@ -164,7 +164,7 @@ RULES = (
         {
             "aio.py": 1,  # a function of trio that asyncio waits for, ended with its thread
             "assembly.py": 3,  # the root nursery: the sweeper, the launcher, the goodbye of a shutdown
-            "broker/endpoint.py": 1,  # calls of the server's own services
+            "broker/endpoint.py": 2,  # calls of the server's own services; callbacks, within the call that offers them
             "broker/modern.py": 1,  # pings of all clients of a workspace, which end within the call that asks for them
             "broker/outbox.py": 1,  # the writer of a full socket
             "client/link.py": 1,  # what serves a connection
@@ -179,6 +179,9 @@ RULES = (
             "launch/supervisor.py": 1,  # what ends a wait when the service has ended
             "web/ws.py": 1,  # the connection
             "web/rpc.py": 3,  # a stream: its writer, its server calls; and a message of its client that waits for room
+            "web/app_socket.py": 3,  # a websocket at an application: its reader, its clock, its ends; within the call
+            "web/exchange.py": 1,  # what reads a request for an application, within the call to it
+            "web/functions.py": 1,  # as in web/proxy.py
             "web/proxy.py": 1,  # a call over HTTP, forgotten when its client goes away
             "web/static.py": 1,  # a download, ended when its client goes away
             "worker.py": 1,  # the orders of the parent

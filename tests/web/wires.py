@@ -426,7 +426,8 @@ class Peer:
             return service
 
         self.functions["services.built-in.get_service"] = get_service
-        entry = {"id": f"{self.client_id}:{service_id}", "name": service_id, "type": "generic", "config": config}
+        entry = {"id": f"{self.client_id}:{service_id}", "name": service_id, "config": service["config"]}
+        entry["type"] = service["type"]
         await self.manager("update_client_info", {"id": self.client_id, "services": [entry]})
 
     def accept_parts(self) -> None:
