@@ -190,6 +190,7 @@ def _build_apps(broker: Broker, data_dir: DataDir) -> Apps:
     server_apps = Apps(broker, Documents(data_dir.path / "apps"), data_dir.path / "browser", say)
     entry = parse_registration(DESCRIPTION, broker.server.address.client)
     broker.server.own.add(entry, server_apps.functions())
+    broker.launch = server_apps.launch_for
     return server_apps
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from hypha.aio import AioThread
+from hypha.apps.found import unwrapped
 from hypha.errors import CallTimeout, HyphaError, PeerGone
 from hypha.launch.process import Child, running
 
@@ -136,7 +137,7 @@ class Browser:
         say: Callable[[str], None],
     ) -> None:
         self._find = find
-        self._directory = directory
+        self._directory = directory.absolute()  # for a program whose home it becomes
         self._environ = environ
         self._say = say
         self._life: _Life | None = None
@@ -198,13 +199,14 @@ class Browser:
 
     async def _live(self, life: _Life, proxy_port: int) -> str:
         """From the start of the process to its end, by itself or from outside; returns how it ended."""
-        executable = self._find()
+        executable = unwrapped(self._find())
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         profile = Path(tempfile.mkdtemp(dir=self._directory))
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # as root Chromium starts only without
         proxy = f"--proxy-server=http://127.0.0.1:{proxy_port}"
         command = [executable, *_FLAGS, *sandbox, proxy, f"--user-data-dir={profile}", "about:blank"]
-        environ = {**self._environ, "HOME": str(profile)}
+        # The parent of the server ends what is left of a worker that was killed, and knows it by this variable.
+        environ = {**self._environ, "HOME": str(profile), "HYPHA_TOKEN": ""}
         failure: HyphaError | None = None
         try:
             async with running(

@@ -53,8 +53,11 @@ class Catalog:
         self._writing = trio.Lock()  # the order on the disk is the order here
 
     async def load(self) -> None:
-        """Read what was installed before. A document that cannot be read is left alone, with a line in the log."""
-        for app in await trio.to_thread.run_sync(self._read_all):
+        """Read what was installed before. A document that cannot be read is left alone, with a line in the log.
+
+        Raises :class:`NotKept` when the disk does not give anything.
+        """
+        for app in await self._disk(self._read_all):
             self._apps[app.id] = app
 
     def _read_all(self) -> list[Installed]:

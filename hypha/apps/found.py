@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ _PLACES = (
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
+#: The line of a script that starts a program and stays in front of it.
+_STARTS = re.compile(rb'^(/\S+) "\$@"\s*$', re.MULTILINE)
+_SCRIPT_BYTES = 4096
 _DOWNLOADS = ("chrome", "headless_shell", "chrome-headless-shell")
 
 
@@ -50,6 +54,22 @@ def find_browser(chosen: str | None, environ: Mapping[str, str]) -> str:
             f"  apt-get install -y chromium-headless-shell\n  {sys.executable} -m playwright install chromium"
         )
     return found
+
+
+def unwrapped(path: str) -> str:
+    """The program that a script at *path* does nothing but start: Debian's, for the headless shell.
+
+    The kernel kills what the server has started when the server is killed, and would kill the script alone.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_SCRIPT_BYTES)
+    except OSError:
+        return path
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(b"#")]
+    match = _STARTS.fullmatch(lines[0]) if text.startswith(b"#!") and len(lines) == 1 else None
+    program = os.fsdecode(match[1]) if match else path
+    return program if os.access(program, os.X_OK) else path
 
 
 def _download(environ: Mapping[str, str]) -> str | None:

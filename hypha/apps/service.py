@@ -34,6 +34,7 @@ from hypha.errors import (
     LimitExceeded,
     NotFound,
     PermissionDenied,
+    ServiceNotFound,
     TooLarge,
 )
 from hypha.wire.address import check_client_id
@@ -81,6 +82,7 @@ class Apps:
         self._pages: dict[str, RunningApp] = {}
         self._opened = trio.Event()
         self._retired = False
+        self._trouble: str | None = None
         self._host: Host
         self._nursery: trio.Nursery
 
@@ -107,10 +109,11 @@ class Apps:
         """Run apps until this is cancelled, which ends all of them with their browser."""
         self._host = host
         try:
-            find_browser(self._broker.config.chromium_path, self._broker.config.environ)
-        except NoBrowser as lack:
-            self._say(str(lack))
-        await self._catalog.load()
+            await self._catalog.load()
+        except HyphaError as error:
+            self._trouble = f"server apps cannot run: {error}"
+        if self.lack is not None:
+            self._say(self.lack)
         async with trio.open_nursery() as nursery:
             port = await nursery.start(Gate(_place(host.inner_url), host.dial).run)
             await nursery.start(self._browser.run, port)
@@ -124,6 +127,8 @@ class Apps:
     @property
     def lack(self) -> str | None:
         """What is missing to run apps, in words that say what to do."""
+        if self._trouble is not None:
+            return self._trouble
         try:
             find_browser(self._broker.config.chromium_path, self._broker.config.environ)
         except NoBrowser as lack:
@@ -453,6 +458,19 @@ class Apps:
             raise Conflict("the app has no page yet")
         return await app.page.picture()
 
+    async def launch_for(self, visit: Visit, service_id: str, name: str | None) -> str:
+        """Start the app of the caller's workspace that has *name*, or offers a service of that id; its client id.
+
+        Raises :class:`ServiceNotFound` when none does, and what a start raises.
+        """
+        place = await self._place(visit, None, Action.WRITE)
+        offering = [app for app in self._catalog.of(place.name) if _offers(app, service_id, name)]
+        if not offering:
+            raise ServiceNotFound(f"Service id {service_id[:200]} not found")
+        self._require_browser()
+        started = await self._start(visit, offering[-1], None, 60, service_id, None)
+        return str(started["id"])
+
     # ----------------------------------------------------------------------------------------------------------
 
     async def _place(self, visit: Visit, name: str | None, action: Action) -> Workspace:
@@ -527,6 +545,16 @@ def _service_name(value: object) -> str | None:
     if not isinstance(value, str) or not value:
         raise InvalidArgument("wait_for_service is the id of a service, or true for the default one")
     return value.rpartition(":")[2]
+
+
+def _offers(app: Installed, service_id: str, name: str | None) -> bool:
+    if name is not None:
+        return bool(app.manifest["name"] == name)
+    services = app.manifest["services"]
+    ids = (
+        [item.get("id") if isinstance(item, dict) else item for item in services] if isinstance(services, list) else ()
+    )
+    return service_id in ids
 
 
 def _texts(value: object) -> list[str]:

@@ -9,9 +9,10 @@ import httpx
 import pytest
 import trio
 
-from hypha.apps.found import NoBrowser, find_browser
+from hypha.apps.found import NoBrowser, find_browser, unwrapped
 from hypha.config import Limits
 from hypha.errors import HyphaError
+from hypha.store import Documents
 from hypha.testing import open_server
 from tests.apps.conftest import OpenServer
 from tests.apps.test_running import CALCULATOR, WINDOW, until_so_many_run
@@ -121,6 +122,20 @@ async def test_without_a_browser_the_server_says_what_to_do(capfd: pytest.Captur
     assert "hypha: server apps cannot run: --chromium-path there-is-none is no program" in capfd.readouterr().err
 
 
+async def test_a_data_directory_that_does_not_keep_apps_is_told_and_the_server_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def names(self: Documents) -> list[str]:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Documents, "names", names)
+    async with open_server(enable_server_apps=True, data_dir=tmp_path) as server, server.connect() as user:
+        apps = await user.get_service("server-apps")
+        with pytest.raises(HyphaError, match=r"cannot use its data directory \(Input/output error\)"):
+            await apps.launch(SOURCE, config=WINDOW)
+    assert "hypha: server apps cannot run: the server cannot use its data directory" in capfd.readouterr().err
+
+
 async def test_without_the_option_there_is_no_service() -> None:
     async with open_server() as server, server.connect() as user, httpx.AsyncClient() as client:
         with pytest.raises(HyphaError, match="not found"):
@@ -145,6 +160,17 @@ def test_a_browser_is_looked_for_in_its_places(tmp_path: Path) -> None:
     assert find_browser(system, environ) == system
     with pytest.raises(NoBrowser, match=r"apt-get install -y chromium-headless-shell\n.*playwright install chromium"):
         find_browser(None, {"PATH": "/nowhere", "PLAYWRIGHT_BROWSERS_PATH": "/nowhere"})
+
+
+def test_a_script_in_front_of_a_browser_is_gone_past(tmp_path: Path) -> None:
+    program, script = tmp_path / "program", tmp_path / "script"
+    program.touch(mode=0o755)
+    script.write_text(f'#!/bin/sh -e\n{program} "$@"\n')
+    assert unwrapped(str(script)) == str(program)
+    for text in (f'#!/bin/sh\nexport A=1\n{program} "$@"\n', f'#!/bin/sh\n{tmp_path}/none "$@"\n', "ELF"):
+        script.write_text(text)
+        assert unwrapped(str(script)) == str(script)
+    assert unwrapped("/there/is/none") == "/there/is/none"
 
 
 # --- with a browser ---------------------------------------------------------------------------------------------
