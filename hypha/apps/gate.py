@@ -18,6 +18,8 @@ from hypha.errors import HyphaError, PermissionDenied, ProtocolViolation
 _HEAD_BYTES = 64 * KIB
 _HEAD_SECONDS = 10.0
 _CHUNK_BYTES = 64 * KIB
+#: So many places of the Internet are connected to at once; the next one waits.
+_REACHING = 16
 _GONE = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 #: What is between the browser and this proxy alone.
 _DROPPED = ("proxy-", "connection:", "keep-alive:")
@@ -38,6 +40,8 @@ class Gate:
         self._own = (own[0].lower(), own[1])
         self._dial = dial
         self._reach = reach
+        # Each look-up of a name holds one of the threads that the whole server shares.
+        self._reaching = trio.CapacityLimiter(_REACHING)
 
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve on a free port of the loopback, which is told when it is open, until this is cancelled."""
@@ -74,7 +78,10 @@ class Gate:
             await _relay(stream, upstream)
 
     async def _open(self, place: Place) -> trio.abc.Stream:
-        return await (self._dial() if place == self._own else self._reach(*place))
+        if place == self._own:
+            return await self._dial()
+        async with self._reaching:
+            return await self._reach(*place)
 
 
 async def _relay(one: trio.abc.Stream, other: trio.abc.Stream) -> None:

@@ -116,6 +116,28 @@ async def test_what_is_no_request_is_let_go(sent: bytes) -> None:
     assert place.asked == []
 
 
+async def test_places_that_do_not_answer_take_no_more_than_their_part(nursery: trio.Nursery) -> None:
+    waiting, place = [], Place()
+
+    async def reach(host: str, port: int) -> Stream:
+        waiting.append(host)
+        await trio.sleep_forever()
+        raise AssertionError
+
+    gate = Gate(OWN, place.dial, reach)
+    for number in range(20):
+        ours, theirs = memory_stream_pair()
+        nursery.start_soon(gate.serve, theirs)
+        await ours.send_all(f"CONNECT h{number}.example:80 HTTP/1.1\r\n\r\n".encode())
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(waiting) == 16
+    ours, theirs = memory_stream_pair()
+    nursery.start_soon(gate.serve, theirs)
+    await ours.send_all(b"CONNECT 127.0.0.1:9527 HTTP/1.1\r\n\r\n")
+    assert (await ours.receive_some()).startswith(b"HTTP/1.1 200 ")
+    nursery.cancel_scope.cancel()
+
+
 async def test_other_ports_of_this_machine_are_refused(nursery: trio.Nursery) -> None:
     place = Place()
     port = await nursery.start(Gate(OWN, place.dial, connect).run)
