@@ -22,7 +22,7 @@ from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.store import DataDir, Documents, open_data_dir
-from hypha.web import apps, guard, listing, login
+from hypha.web import app_pages, guard, listing, login
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
 from hypha.web.pages import create_app
@@ -57,7 +57,7 @@ class Assembly:
         self._app = create_app(self)
         for pages_of in (listing, login):
             pages_of.add_routes(self._app, lambda: self._open_rooms().broker)
-        apps.add_routes(self._app, lambda: self._open_rooms().apps, HEADERS)
+        app_pages.add_routes(self._app, lambda: self._open_rooms().apps, HEADERS)
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
 

@@ -25,7 +25,7 @@ from hypha import command, errors
 from hypha.broker.broker import Broker
 from hypha.config import PASSED_ON, PASSED_ON_PREFIXES, Config, Limits
 from hypha.launch.plan import read_plan
-from hypha.web import apps, listing, login
+from hypha.web import app_pages, listing, login
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
 from tests.house.examples import RUNNABLE, blocks, examples, pages
@@ -161,7 +161,7 @@ def test_every_address_is_documented(reference: str) -> None:
     app = create_app(Healthy())
     for pages_of in (listing, login):
         pages_of.add_routes(app, no_broker)
-    apps.add_routes(app, lambda: None, {})
+    app_pages.add_routes(app, lambda: None, {})
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
     assert documented == routes | {"/ws", "/rpc", "/{workspace}/services/{service}/{function}"}
 
