@@ -10,17 +10,20 @@ from typing import Any
 import trio
 from quart_trio import QuartTrio
 
+from hypha.apps.page import HEADERS
+from hypha.apps.service import DESCRIPTION, Apps
 from hypha.banner import say
 from hypha.broker.broker import Broker
+from hypha.broker.registration import parse_registration
 from hypha.config import Config
 from hypha.launch.host import BrokerHost
 from hypha.launch.launcher import Launcher
 from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
-from hypha.store import open_data_dir
-from hypha.web import assets, guard, listing, login
-from hypha.web.apps import Apps
+from hypha.store import DataDir, Documents, open_data_dir
+from hypha.web import app_pages, assets, guard, listing, login
+from hypha.web.apps import Apps as Mounts
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
 from hypha.web.pages import create_app
@@ -56,6 +59,7 @@ class Assembly:
         assets.add_routes(self._app)
         for pages_of in (listing, login):
             pages_of.add_routes(self._app, lambda: self._open_rooms().broker)
+        app_pages.add_routes(self._app, lambda: self._open_rooms().apps, HEADERS)
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
 
@@ -77,11 +81,11 @@ class Assembly:
         """The lifespan. Raises :class:`hypha.errors.ConfigError` when the data directory cannot be used."""
         # Around Quart's own lifespan, which would log the refusal of a data directory with its traceback.
         with open_data_dir(self.config.data_dir) as data_dir:
-            self._rooms = _build_rooms(self.config, self._app, data_dir.signing_key())
+            self._rooms = _build_rooms(self.config, self._app, data_dir)
             state = scope.setdefault("state", {})
             state[guard.CONNECTIONS] = self.config.limits.connections
             state[guard.TURNSTILE] = self._rooms.connections.turnstile
-            if not self._plan.is_empty:
+            if not self._plan.is_empty or self._rooms.apps is not None:
                 state[guard.OPENED] = self._on_opened
             app: Any = self._app
             await app(scope, receive, send)
@@ -101,6 +105,9 @@ class Assembly:
         self.is_ready = False
         if self._launcher is not None:
             self._launcher.retire()
+        server_apps = self._open_rooms().apps
+        if server_apps is not None:
+            server_apps.retire()
         self._open_rooms().connections.say_goodbye("the server is restarting")
 
     def _on_opened(self, door: guard.Door) -> None:
@@ -121,6 +128,12 @@ class Assembly:
             rooms.connections.say_goodbye("the server is ending")
             raise Unservable("\n".join(map(str, _leaves(failures)))) from None
 
+    async def _run_apps(self, server_apps: Apps) -> None:
+        """Run server apps from when the server can be reached on."""
+        await self._opened.wait()
+        assert self._door is not None
+        await server_apps.run(BrokerHost(self._open_rooms().broker, self._door, say))
+
     async def _start(self) -> None:
         await self._app.nursery.start(self._run)
 
@@ -132,6 +145,8 @@ class Assembly:
                 nursery.start_soon(_sweep, rooms)
                 if not self._plan.is_empty:
                     nursery.start_soon(self._launch)
+                if rooms.apps is not None:
+                    nursery.start_soon(self._run_apps, rooms.apps)
                 self.is_ready = True
                 task_status.started()
                 await self._stop.wait()
@@ -152,6 +167,7 @@ class Rooms:
     broker: Broker
     connections: Connections
     front: Front
+    apps: Apps | None
 
 
 def _leaves(group: BaseExceptionGroup[LaunchFailed]) -> Iterator[LaunchFailed]:
@@ -162,13 +178,23 @@ def _leaves(group: BaseExceptionGroup[LaunchFailed]) -> Iterator[LaunchFailed]:
             yield error
 
 
-def _build_rooms(config: Config, app: QuartTrio, key: bytes) -> Rooms:
+def _build_rooms(config: Config, app: QuartTrio, data_dir: DataDir) -> Rooms:
+    key = data_dir.signing_key()
     broker = Broker(config, key, _server_id(key))
     connections = Connections(broker)
     bodies = BodyRoom(config.limits.http_bodies_bytes)
     rpc = Rpc(broker, connections, bodies)
-    branches = Upgrade(broker, connections), rpc, Proxy(broker, bodies), Apps(broker, bodies)
-    return Rooms(broker, connections, Front(config, app, *branches))
+    branches = Upgrade(broker, connections), rpc, Proxy(broker, bodies), Mounts(broker, bodies)
+    server_apps = _build_apps(broker, data_dir) if config.enable_server_apps else None
+    return Rooms(broker, connections, Front(config, app, *branches), server_apps)
+
+
+def _build_apps(broker: Broker, data_dir: DataDir) -> Apps:
+    server_apps = Apps(broker, Documents(data_dir.path / "apps"), data_dir.path / "browser", say)
+    entry = parse_registration(DESCRIPTION, broker.server.address.client)
+    broker.server.own.add(entry, server_apps.functions())
+    broker.launch = server_apps.launch_for
+    return server_apps
 
 
 def _server_id(key: bytes) -> str:
@@ -182,6 +208,8 @@ async def _sweep(rooms: Rooms) -> None:
         await trio.sleep(_SWEEP_SECONDS)
         rooms.connections.sweep(trio.current_time())
         rooms.broker.sweep()
+        if rooms.apps is not None:
+            rooms.apps.sweep(trio.current_time())
 
 
 def build(config: Config) -> Assembly:

@@ -33,13 +33,11 @@ from hypha.errors import ConfigError
 _FIRST_LISTEN_FD = 3
 
 _NO_STORE = "there is no object store here; serve files from a directory with --static-mounts"
-_OWN_PROGRAM = "is not supported by this version; run that code as a program of its own that connects to this server"
 
 #: Flags that ask for something which this server would silently lack. They end the start: (values, why).
 REFUSED: dict[str, tuple[int | str, str]] = {
     "--redis-uri": (1, "servers are not joined through Redis here: one server keeps its state in its --data-dir"),
     "--triton-servers": ("+", "Triton is not proxied here; offer the model from a Python program that connects"),
-    "--enable-server-apps": (0, f"running browser apps on the server {_OWN_PROGRAM}"),
     "--enable-s3": (0, _NO_STORE),
     "--endpoint-url": (1, _NO_STORE),
     "--endpoint-url-public": (1, _NO_STORE),
@@ -57,7 +55,7 @@ NEEDLESS: dict[str, tuple[int | str, str]] = {
         "there is no Redis here and nothing was reset; to start afresh, remove the data directory while stopped",
     ),
     "--redis-port": (1, "there is no Redis here"),
-    "--apps-dir": (1, "this version keeps no server apps"),
+    "--apps-dir": (1, "apps are kept in the data directory"),
     "--executable-path": (1, "this server needs no other programs"),
 }
 
@@ -147,6 +145,10 @@ def _add_serving_options(parser: argparse.ArgumentParser, defaults: Config) -> N
     group.add_argument(
         "--follow-symlinks", action=argparse.BooleanOptionalAction, help="serve what links out of a mount point to"
     )
+    group.add_argument(
+        "--enable-server-apps", action="store_true", help="let clients run programs in a browser on this machine"
+    )
+    group.add_argument("--chromium-path", metavar="PATH", help="the browser for them, if another than is found")
     group.add_argument("--data-dir", metavar="DIR", help=f"what survives a restart (now {defaults.data_dir})")
     group.add_argument("--limit", metavar="NAME=VALUE", action="append", help="set one limit; several times")
 
@@ -210,6 +212,10 @@ def _to_config(options: argparse.Namespace, defaults: Config) -> Config:
         values["services_config"] = parse_services_config(options.services_config)
     if options.startup_functions is not None:
         values["startup_functions"] = tuple(options.startup_functions)
+    if options.enable_server_apps:
+        values["enable_server_apps"] = True
+    if options.chromium_path is not None:
+        values["chromium_path"] = os.path.expanduser(options.chromium_path)
     if options.log_level is not None:
         values["log_level"] = parse_log_level(options.log_level)
     return replace(defaults, **values)

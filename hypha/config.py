@@ -36,6 +36,7 @@ PASSED_ON = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMP", "TEMP", "TERM"}
     | {"VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "LD_LIBRARY_PATH", "DISPLAY"}
     | {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}
+    | {"PLAYWRIGHT_BROWSERS_PATH"}
     | {"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"}
     | {"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"}
 )
@@ -104,6 +105,14 @@ class Limits:
     reconnection_token_seconds: float = 172800.0
     login_keys: int = 2000
     login_seconds: float = 180.0
+    app_source_bytes: int = 1 * MIB
+    apps_per_user: int = 100
+    installed_apps: int = 1000
+    running_apps: int = 50
+    running_apps_per_user: int = 20
+    app_log_lines: int = 2048
+    app_launch_seconds: float = 120.0
+    app_idle_seconds: float = 1800.0
     session_grace: float = 3600.0
     suspended_sessions: int = 10_000
     suspended_per_principal: int = 100
@@ -185,7 +194,8 @@ class Config:
     *base_path* is empty or begins with a slash and does not end with one. *public_base_url* is told to clients
     as information (``protocol.md`` 1.1); without it they are told the address that they connected to.
     *services_config* is a file that can be read, and *startup_functions* are ``module_or_file:function``; what they
-    hold is checked by the process that serves. *environ* is what the programs that start with the server see of the
+    hold is checked by the process that serves. *chromium_path* is the browser in which apps run, a name or a path;
+    without it one is looked for. *environ* is what the programs that start with the server see of the
     environment (:data:`PASSED_ON`); it says where the server runs, not what it is told.
     """
 
@@ -201,6 +211,8 @@ class Config:
     log_level: str = "info"
     services_config: Path | None = None
     startup_functions: tuple[str, ...] = ()
+    enable_server_apps: bool = False
+    chromium_path: str | None = None
     limits: Limits = field(default_factory=Limits)
     environ: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -235,8 +247,9 @@ class Config:
         ``HYPHA_STATIC_MOUNTS`` (separated by spaces or line ends; one that holds spaces in quotes),
         ``HYPHA_LISTING``, ``HYPHA_FOLLOW_SYMLINKS``,
         ``HYPHA_ALLOW_ORIGINS`` (separated by commas), ``HYPHA_LOG_LEVEL``, ``HYPHA_SERVICES_CONFIG``,
-        ``HYPHA_STARTUP_FUNCTIONS`` (separated like the mounts) and ``HYPHA_LIMIT_<NAME>``. They are
-        also the defaults of the command line. An empty one counts as absent. Raises :class:`ConfigError`.
+        ``HYPHA_STARTUP_FUNCTIONS`` (separated like the mounts), ``HYPHA_ENABLE_SERVER_APPS``,
+        ``HYPHA_CHROMIUM_PATH`` and ``HYPHA_LIMIT_<NAME>``. They are also the defaults of the command line. An empty
+        one counts as absent. Raises :class:`ConfigError`.
         """
         prefix = "HYPHA_"
         set_ones = {name: text for name, text in environ.items() if name.startswith(prefix) and text}
@@ -261,7 +274,9 @@ class Config:
             values["services_config"] = parse_services_config(given["services_config"])
         if given.get("startup_functions"):
             values["startup_functions"] = tuple(_split("HYPHA_STARTUP_FUNCTIONS", given["startup_functions"]))
-        for name in ("listing", "follow_symlinks"):
+        if given.get("chromium_path"):
+            values["chromium_path"] = os.path.expanduser(given["chromium_path"])
+        for name in ("listing", "follow_symlinks", "enable_server_apps"):
             if given.get(name):
                 values[name] = _parse_flag(f"HYPHA_{name.upper()}", given[name])
         if given.get("allow_origins"):

@@ -108,7 +108,7 @@ class Parent:
 
     def run(self) -> int:
         """Serve until a signal or a failure ends it; the exit code. Leaves no process behind."""
-        if self._config.services_config is not None:
+        if self._config.services_config is not None or self._config.enable_server_apps:
             self._orphans = Orphans()
         with self._selector, _SignalPipe(self._on_signal) as signals:
             self._selector.register(signals, selectors.EVENT_READ, signals.read)

@@ -69,7 +69,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
             *("--allow-origins", "https://a.example,http://b.example:81", "--static-mounts", f"/t:{tmp_path}"),
             *("--data-dir", "d", "--no-listing", "--follow-symlinks", "--log-level", "DEBUG", "--single-process"),
             *("--services-config", f"{tmp_path}/s.yaml", "--startup-functions", "a.py:f", "b.c:g"),
-            *("--startup-functions", "d:h"),
+            *("--startup-functions", "d:h", "--enable-server-apps", "--chromium-path", "/opt/chrome"),
             *("--limit", "frame_bytes=1000", "--limit", "drain-seconds=0.5", "--fd", "3", "--fd", "5"),
         ],
         {},
@@ -88,6 +88,8 @@ def test_every_option_arrives(tmp_path: Path) -> None:
             log_level="debug",
             services_config=tmp_path / "s.yaml",
             startup_functions=("a.py:f", "b.c:g", "d:h"),
+            enable_server_apps=True,
+            chromium_path="/opt/chrome",
             limits=Limits(frame_bytes=1000, drain_seconds=0.5),
         ),
         fds=(3, 5),
@@ -119,7 +121,7 @@ def test_every_known_option_is_answered(tmp_path: Path) -> None:
     values = {"--port": "1", "--public-base-url": "http://a", "--static-mounts": f"/a:{tmp_path}"}
     values["--services-config"] = f"{tmp_path}/s.yaml"
     for flag in KNOWN:
-        takes_value = (REFUSED | NEEDLESS).get(flag, (1, ""))[0] != 0
+        takes_value = (REFUSED | NEEDLESS).get(flag, (1, ""))[0] != 0 and flag != "--enable-server-apps"
         argv = [flag, values.get(flag, "a://b" if flag == "--allow-origins" else "x")] if takes_value else [flag]
         if flag in REFUSED:
             assert refusal(*argv).startswith(f"{flag}: ")

@@ -155,7 +155,7 @@ def test_limits_can_be_set_one_by_one() -> None:
 
 def test_an_unknown_limit_lists_those_that_exist() -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown limit 'frame_size'; the limits are app_finish_seconds, bookmarks_.*"
+        ConfigError, match=r"unknown limit 'frame_size'; the limits are app_finish_seconds, app_idle_seconds, app_.*"
     ):
         parse_limits({"frame_size": "1"})
 
@@ -299,6 +299,8 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
             "PATH": "/bin",
             "HYPHA_SERVICES_CONFIG": "s.yaml",
             "HYPHA_STARTUP_FUNCTIONS": "a.py:f 'b c.py:g'",
+            "HYPHA_ENABLE_SERVER_APPS": "yes",
+            "HYPHA_CHROMIUM_PATH": "/opt/chrome",
             "HYPHA_HOST": "0.0.0.0",
             "HYPHA_PORT": "9000",
             "HYPHA_BASE_PATH": "lab/",
@@ -325,6 +327,8 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
         log_level="debug",
         services_config=Path("s.yaml"),
         startup_functions=("a.py:f", "b c.py:g"),
+        enable_server_apps=True,
+        chromium_path="/opt/chrome",
         limits=replace(Limits(), frame_bytes=1000),
     )
     untouched = [item.name for item in fields(Config) if getattr(config, item.name) == getattr(Config(), item.name)]
@@ -389,6 +393,8 @@ _CONFIGS = st.builds(
     log_level=_TEXT,
     services_config=st.none() | st.builds(Path, _TEXT),
     startup_functions=st.lists(_TEXT, max_size=3).map(tuple),
+    enable_server_apps=st.booleans(),
+    chromium_path=st.none() | _TEXT,
     environ=st.dictionaries(_TEXT, _TEXT, max_size=3),
     limits=st.builds(Limits),
 )

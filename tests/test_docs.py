@@ -25,7 +25,7 @@ from hypha import command, errors
 from hypha.broker.broker import Broker
 from hypha.config import PASSED_ON, PASSED_ON_PREFIXES, Config, Limits
 from hypha.launch.plan import read_plan
-from hypha.web import assets, listing, login
+from hypha.web import app_pages, assets, listing, login
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
 from tests.house.examples import RUNNABLE, blocks, examples, pages
@@ -39,7 +39,7 @@ RUN = {
     "docs/client.md": {"worker", "caller", "script", "values"},
     "docs/javascript.md": {"page", "module", "node"},  # tests/clients/test_own_javascript.py
     "docs/testing.md": {"ini", "hello", "memory", "conftest", "fixture"},  # tests/test_testing.py
-    "docs/how-to.md": {"mounts", "limit", "javascript", "login", "hypercorn"},
+    "docs/how-to.md": {"mounts", "limit", "javascript", "login", "hypercorn", "app"},  # app: tests/apps/test_example.py
 }
 
 ADDRESS = "http://localhost:9000"
@@ -110,6 +110,8 @@ def test_every_setting_has_its_variable_and_default(reference: str) -> None:
         ("HYPHA_LOG_LEVEL", "debug"),
         ("HYPHA_SERVICES_CONFIG", str(ROOT / "README.md")),
         ("HYPHA_STARTUP_FUNCTIONS", "a.py:f"),
+        ("HYPHA_ENABLE_SERVER_APPS", "1"),
+        ("HYPHA_CHROMIUM_PATH", "chrome"),
         ("HYPHA_LIMIT_DRAIN_SECONDS", "7"),
     ],
 )
@@ -161,6 +163,7 @@ def test_every_address_is_documented(reference: str) -> None:
     assets.add_routes(app)
     for pages_of in (listing, login):
         pages_of.add_routes(app, no_broker)
+    app_pages.add_routes(app, lambda: None, {})
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
     branches = {"/{workspace}/services/{service}/{function}", "/{workspace}/apps/{service}/{path}"}
     assert documented == routes | {"/ws", "/rpc"} | branches

@@ -149,6 +149,18 @@ TABLE = {
         "broker/test_login.py::test_waiting_ends",
         "broker/test_login.py::test_a_key_lives_for_login_seconds_and_is_then_forgotten",
     ),
+    "app_source_bytes": by("apps/test_service.py::test_the_source_of_an_app_is_bounded_exactly"),
+    "apps_per_user": by("apps/test_catalog.py::test_the_apps_of_one_user_are_bounded_exactly"),
+    "installed_apps": by("apps/test_catalog.py::test_all_apps_are_bounded_exactly_and_those_of_anonymous_users_go"),
+    "running_apps": by("apps/test_service.py::test_the_apps_that_run_are_bounded_exactly"),
+    "running_apps_per_user": by("apps/test_service.py::test_the_apps_that_run_are_bounded_exactly"),
+    "app_log_lines": by(
+        "apps/test_log.py::test_the_newest_lines_of_each_type_are_kept", quiet="the oldest line is forgotten"
+    ),
+    "app_launch_seconds": by("apps/test_service.py::test_an_app_that_does_not_become_ready_is_ended"),
+    "app_idle_seconds": by(
+        "apps/test_service.py::test_an_app_that_nobody_calls_is_ended", quiet="nobody is there to be told"
+    ),
     "session_grace": by(
         "broker/test_lifetimes.py::test_what_is_kept_is_kept_for_an_hour", quiet="the services are forgotten"
     ),

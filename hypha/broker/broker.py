@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -48,6 +48,10 @@ logger = logging.getLogger(__name__)
 
 _PING_SECONDS = 2.0
 _ENDED_REMEMBERED = 10_000  # clean ends whose reconnection tokens are refused until they expire by themselves
+
+
+#: Who asks, the service that is wanted, and perhaps the name of the app that offers it.
+Launch = Callable[[Visit, str, str | None], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ class Broker:
         self.server.modern_functions.update(modern.functions(self))
         self.login = Login(self)
         self.server.own.add(parse_registration(DESCRIPTION, server_id), self.login.functions())
+        #: Starts an app that offers a service, and returns the id of its client; None where there are no apps.
+        self.launch: Launch | None = None
         self.router = Router(self.registry, self.server, self.reader)
         #: Seconds since the epoch.
         self.clock = clock

@@ -23,6 +23,7 @@ from hypha.broker.manager import (
     own_workspace,
     workspace_settings,
 )
+from hypha.broker.own import Visit
 from hypha.broker.registration import parse_registration, registrations
 from hypha.broker.registry import not_found_hint
 from hypha.broker.session import PeerSession, Service
@@ -209,6 +210,8 @@ class LegacyManager(Manager):
         """The service that *query* names, with absolute function targets."""
         wanted, text = _parse_query(query)
         home = call.workspace.name
+        if isinstance(query, dict) and query.get("launch") is True and not any(self._matching(home, wanted)):
+            wanted, text = await self._launched(call, query, wanted)
         if wanted.service == "built-in" and wanted.client is not None and wanted.workspace in {None, home}:
             member = call.workspace.members.get(wanted.client)
             if member is None:
@@ -218,6 +221,18 @@ class LegacyManager(Manager):
         found = await self._fetch(service.session, service.id)
         found["config"]["workspace"] = service.workspace
         return found
+
+    async def _launched(
+        self, call: ServerCall, query: dict[str, Any], wanted: ServiceQuery
+    ) -> tuple[ServiceQuery, str]:
+        """The service of an installed app, which is started for it (``protocol.md`` 5.8)."""
+        if self._broker.launch is None:
+            raise ServiceNotFound(f"Service id {wanted.service[:200]} not found: this server runs no apps")
+        visit = Visit(call.principal, call.workspace.name, call.sender.base_url, call.sender.dialect.language)
+        name = query.get("client_name")
+        client = await self._broker.launch(visit, wanted.service, name if isinstance(name, str) else None)
+        found = ServiceQuery(call.workspace.name, client, wanted.service)
+        return found, f"{call.workspace.name}/{client}:{wanted.service}"
 
     def _resolve(self, call: ServerCall, wanted: ServiceQuery, text: str) -> Service:
         registry, home = self._registry, call.workspace.name

@@ -53,6 +53,7 @@ class Outbox:
         "_room",
         "_transport",
         "_writing",
+        "delivered",
         "missed",
         "pending",
         "stalled_since",
@@ -76,6 +77,8 @@ class Outbox:
         self._writing = False
         self.pending = 0
         self.missed = 0
+        #: Messages of other peers that were taken so far.
+        self.delivered = 0
         #: trio time since which data waits without the peer taking a byte, None when nothing waits.
         self.stalled_since: float | None = None
         #: True when it was closed before all was written: perhaps within a frame, so that nothing may follow it.
@@ -98,6 +101,7 @@ class Outbox:
         if self._line and not self._admitted:
             return False
         self._admitted = False
+        self.delivered += 1
         self._enter(size, header, body)
         return True
 

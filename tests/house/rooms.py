@@ -26,7 +26,7 @@ ARROWS: dict[str, Set[str]] = {
     "broker": {"wire"},
     "web": _PEERS,
     "launch": _PEERS | {"aio", "client"},  # modules are clients of the server in whose process they run
-    "apps": _PEERS | {"aio"},
+    "apps": _PEERS | {"aio", "launch"},  # the browser is a program that the server starts
     "scale": _PEERS,
     "client": {"wire", "aio"},  # functions of the program that are written for asyncio
     "sync": {"client"},
@@ -52,7 +52,7 @@ FOREIGN: dict[str, Set[str]] = {
     "broker": {"jwt", "trio"},
     "web": {"h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
     "launch": {"trio", "yaml"},
-    "apps": {"playwright", "trio"},
+    "apps": {"h11", "playwright", "trio", "yaml"},
     "scale": {"trio"},
     "client": {"numpy", "trio", "trio_websocket"},
     "aio": {"trio"},
@@ -68,7 +68,7 @@ FOREIGN: dict[str, Set[str]] = {
 RESERVED: dict[str, Set[str]] = {
     "asyncio": {"aio"},
     "socket": {"banner", "client", "listen", "parent", "server", "web", "worker"},
-    "ssl": {"client", "launch"},
+    "ssl": {"apps", "client", "launch"},
     "subprocess": {"apps", "launch", "parent"},
     "multiprocessing": {"hypercorn_command"},
     "threading": {"aio", "sync", "worker"},

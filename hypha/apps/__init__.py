@@ -1,0 +1,1 @@
+"""Programs that run in a browser on the server, and offer services like every other client."""
