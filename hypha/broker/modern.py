@@ -25,7 +25,7 @@ from hypha.broker.registry import not_found_hint
 from hypha.broker.selection import choose
 from hypha.broker.service_types import ServiceTypeFunctions
 from hypha.broker.session import PeerSession, Service
-from hypha.errors import HyphaError, InvalidArgument, NotFound, PermissionDenied
+from hypha.errors import HyphaError, InvalidArgument, NotFound, PermissionDenied, ServiceNotFound
 from hypha.wire.address import PUBLIC_WORKSPACE, Address, ServiceQuery, check_name, parse_service_id, parse_target
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ _LIST_KEYS = frozenset({"visibility", "workspace", "client_id", "service_id", "i
 _MAX_LISTED = 1000  # workspaces in one answer
 _PING_SECONDS = 5.0
 _MAX_PING_SECONDS = 60.0
+
+
+class NoSuchService(ServiceNotFound):
+    """No service answers to the query; clients of the second generation know it as a KeyError."""
+
+    remote_type = NotFound.remote_type
 
 
 class SearchDisabled(NotFound):
@@ -390,9 +396,9 @@ class ModernManager(Manager):
 # --- helpers --------------------------------------------------------------------------------------------------
 
 
-def _not_found(place: str, wanted: ServiceQuery, app: str | None, hint: str = "") -> NotFound:
+def _not_found(place: str, wanted: ServiceQuery, app: str | None, hint: str = "") -> NoSuchService:
     asked = f"{place}/{wanted.client or '*'}:{wanted.service}@{app or '*'}"
-    return NotFound(f"'Service not found: {asked}'{hint}")
+    return NoSuchService(f"'Service not found: {asked}'{hint}")
 
 
 def _matches(entry: dict[str, Any], filters: dict[str, Any]) -> bool:

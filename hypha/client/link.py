@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 from trio_websocket import ConnectionClosed, HandshakeError
+from wsproto.utilities import LocalProtocolError
 
 from hypha.client.channel import Channel, Dial, Refused, open_channel, read_text, reason_of
 from hypha.client.peer import Peer
@@ -123,6 +124,8 @@ class Link:
                 nursery.cancel_scope.cancel()
         except* HandshakeError as group:  # what is no hypha server answers otherwise
             failure = PeerGone(f"cannot connect to {self._location.url}: {reason_of(group.exceptions[0])}")
+        except* LocalProtocolError:  # a ping has crossed our goodbye: the websocket would answer it, and may not
+            logger.debug("the connection ended between a ping and its answer")
         return failure, was_up
 
     async def _serve(self, channel: Channel, nursery: trio.Nursery) -> None:

@@ -206,7 +206,7 @@ class Receiver:
         """How many peers have sent something that is not finished."""
         return len(self._stores)
 
-    def take(self, sender: str, operation: str, extra: dict[str, Any]) -> bytes | None:
+    def take(self, sender: str, operation: str, extra: dict[str, Any]) -> Buffer | None:
         """One chunk call; returns the message that it completes. Raises :class:`HyphaError`."""
         given = arguments(operation, extra)
         if given.get("heartbeat"):
@@ -218,7 +218,7 @@ class Receiver:
             if not store.messages:
                 del self._stores[sender]
 
-    def _enter(self, store: ChunkStore, operation: str, given: dict[str, Any]) -> bytes | None:
+    def _enter(self, store: ChunkStore, operation: str, given: dict[str, Any]) -> Buffer | None:
         key = given["key"]
         if operation in {"append", "set"} and sum(other.size for other in self._stores.values()) > _MAX_BYTES:
             raise LimitExceeded(f"messages in parts hold more than {_MAX_BYTES} bytes; try again later")

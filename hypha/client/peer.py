@@ -606,7 +606,7 @@ class Peer:
             raise NotFound(f"session does not exist anymore: {session[:100]}")
         entry.alive()
 
-    def _process(self, package: bytes, frame: Frame) -> None:
+    def _process(self, package: Buffer, frame: Frame) -> None:
         inner = read_delivered(package)
         if inner.method is not None and inner.method.startswith(CACHE_PREFIX):
             raise InvalidArgument("a message in parts cannot itself be a part")

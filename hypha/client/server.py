@@ -158,7 +158,7 @@ class Server:
         """The service of that id, whose functions can be called: ``[workspace/][client:]id``.
 
         *options*: ``mode`` (random, first, last, min_load, round_robin, least_in_flight) says which of several;
-        ``timeout`` in seconds. Raises :class:`NotFound` and :class:`PermissionDenied`.
+        ``timeout`` in seconds. Raises :class:`ServiceNotFound` and :class:`PermissionDenied`.
         """
         return Service(await self._ask("get_service", _service_id(service), options))
 
@@ -174,6 +174,8 @@ class Server:
 
     async def create_workspace(self, config: Mapping[str, Any], *, overwrite: bool = False) -> Record:
         """Make a workspace: ``id`` or ``name``, ``owners``, ``persistent`` and so on. Raises :class:`Conflict`."""
+        if not isinstance(config, Mapping):
+            raise InvalidArgument(f"create_workspace takes a map, such as {{'id': {config!r}}}")
         return Record(await self._ask("create_workspace", dict(config), overwrite))
 
     # --- events -----------------------------------------------------------------------------------------------
@@ -304,6 +306,12 @@ async def connect_to_server(
     :class:`PermissionDenied` when it refuses. What the block raises comes out as it is. Leaving the block, also by
     cancellation, takes at most a second: the server is told.
     """
+    if not trio.lowlevel.in_trio_run():
+        raise RuntimeError(
+            "hypha.client is for programs that trio runs; scripts take hypha.sync, programs of asyncio a published client"
+        )
+    if not (config is None or isinstance(config, Mapping)):
+        raise InvalidArgument(f"connect_to_server takes a map, such as {{'server_url': {config!r}}}")
     server = Server(parse_settings({**(config or {}), **options}), dial, runner or TrioRunner())
     error: BaseException | None = None
     async with trio.open_nursery() as nursery:

@@ -15,6 +15,7 @@ from hypha.wire.address import check_name
 from hypha.wire.schema import function_schema
 
 _FACTS = frozenset({"id", "name", "type", "description", "docs", "config", "app_id", "service_schema"})
+_SETTINGS = frozenset({"visibility", "require_context", "authorized_workspaces"})
 _VISIBILITIES = {"public": "public", "unlisted": "unlisted", "protected": "protected", "private": "protected"}
 _KEPT = frozenset({"__enter__", "__exit__"})  # of what begins with an underscore (``protocol.md`` 3.3)
 
@@ -120,6 +121,9 @@ def parse_service(api: object, config: Mapping[str, Any] | None = None) -> Local
     checked = check_name("service id", service_id)
     if "." in checked:
         raise InvalidArgument(f"service id {checked!r} must not contain '.'")
+    misplaced = sorted(_SETTINGS & content.keys())
+    if misplaced:
+        raise InvalidArgument(f"{misplaced[0]!r} of a service belongs into its 'config'")
     settings = {**_config(content.get("config")), **_config(config)}
     wanted = settings.setdefault("visibility", "protected")
     if wanted not in _VISIBILITIES:
@@ -138,7 +142,17 @@ def parse_service(api: object, config: Mapping[str, Any] | None = None) -> Local
     if service.type.lower() == "asgi" and is_application(service.content.get("serve")):
         service.content["serve"] = served(service.content["serve"])
     _collect(service, service.content, "", settings.get("require_context"))
+    _check_content(service)
     return service
+
+
+def _check_content(service: LocalService) -> None:
+    """Whoever asked for a service with something in it that cannot be sent would get an error in its place."""
+    nothing = Encoder(lambda function, *, lasting: {}, lambda generator: {}, {})
+    try:
+        service.interface("", "", nothing)
+    except InvalidArgument as exc:
+        raise InvalidArgument(f"the service {service.id} cannot be offered: {exc}") from exc
 
 
 def _content(api: object) -> dict[str, Any]:

@@ -172,11 +172,18 @@ def decode_error(value: Any) -> HyphaError:
     text, trace = values.error_text(told), told.get("_rtrace")
     kind = by_code(told.get("_rcode"))
     if kind is not None:
-        return kind(text.removeprefix(f"{kind.remote_type}: ").strip("'"))  # a KeyError is quoted
+        return kind(_own_words(text))
     whole = str(told.get("_rvalue"))
     if not isinstance(trace, str) or not trace:
         trace = whole if "Traceback" in whole else ""
     return RemoteError(text, trace)
+
+
+def _own_words(text: str) -> str:
+    """An error of the server's without what is for published clients: the name of an exception, and its quotes."""
+    name, _, rest = text.partition(": ")
+    words = rest if rest and name.isidentifier() else text
+    return words[1:].replace("'", "", 1) if words.startswith("'") else words
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +260,7 @@ def _check_generator(value: dict[str, Any], sender: str) -> None:
 
 
 def _decode_array(value: dict[str, Any]) -> Any:
-    """A read-only numpy array; the map as it came where there is no numpy, or it is not of numpy's types."""
+    """A numpy array, or a scalar; the map as it came where there is no numpy, or it is not of numpy's types."""
     data = value["_rvalue"]
     if isinstance(data, list):
         data = b"".join(data)
@@ -266,9 +273,12 @@ def _decode_array(value: dict[str, Any]) -> Any:
         dtype = np.dtype(name).newbyteorder("<")
     except (ImportError, TypeError):
         return Record(value)
-    array = np.frombuffer(data, dtype=dtype)
+    # An array of read-only memory could not be changed: short messages are copied, long ones were put together here.
+    array = np.frombuffer(bytearray(data) if memoryview(data).readonly else data, dtype=dtype)
     shape = value.get("_rshape")
-    return array if shape is None else array.reshape(shape)
+    if shape is None:
+        return array
+    return array.reshape(shape) if shape else array.reshape(())[()]
 
 
 def takes_context(function: Callable[..., Any]) -> bool:

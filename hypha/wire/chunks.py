@@ -353,12 +353,12 @@ class ChunkStore:
         self.size = size
         self.idle.discard(key)
 
-    def take(self, key: str) -> bytes:
+    def take(self, key: str) -> bytearray:
         """Remove a message and return its bytes. Raises :class:`InvalidArgument` when a part is missing."""
         parts = self._parts(key)
         self.remove(key)
         try:
-            return b"".join(parts[index] for index in range(len(parts)))
+            return bytearray().join(parts[index] for index in range(len(parts)))
         except KeyError:
             raise InvalidArgument(f"message {key[:64]!r} has a missing part") from None
 

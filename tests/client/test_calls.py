@@ -24,6 +24,7 @@ from hypha.errors import (
     PeerGone,
     PermissionDenied,
     RemoteError,
+    ServiceNotFound,
 )
 from hypha.testing import LiveServer, open_server
 from tests.client.conftest import pair
@@ -295,7 +296,7 @@ async def test_errors_of_ours_keep_their_type(live: LiveServer) -> None:
         service = await offered(worker, user, refuse=refuse)
         with pytest.raises(PermissionDenied, match=r"^not today$"):
             await service.refuse()
-        with pytest.raises(NotFound, match=r"^Service not found"):
+        with pytest.raises(ServiceNotFound, match=r"^Service not found: [^']*$"):
             await user.get_service("nothing-like-it")
 
 
@@ -685,3 +686,17 @@ async def test_a_function_in_an_event_can_be_called(live: LiveServer) -> None:
         await user.emit("question", lambda number: number + 1, to="worker")
         await heard.wait()
     assert answers == [21]
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 3_000_000])
+async def test_arrays_that_arrive_can_be_changed(live: LiveServer, size: int) -> None:
+    def darken(image: Any) -> Any:
+        image -= 1
+        return image
+
+    async with pair(live) as (worker, user):
+        service = await offered(worker, user, darken=darken)
+        image = await service.darken(np.full(size, 5, np.uint8))
+        image[0] = 7
+        assert (image[0], image[-1]) == (7, 4)
+        assert isinstance(await service.darken(np.float64(1.5)), np.float64)

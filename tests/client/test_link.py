@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 from trio_websocket import ConnectionClosed, serve_websocket
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, CloseConnection, Request, TextMessage
 
 from hypha.client import Server, connect_to_server
 from hypha.config import Limits
@@ -462,3 +465,29 @@ async def test_a_server_with_another_key_is_joined_anew(tmp_path: Any, autojump_
                 await trio.sleep(20)
                 assert await worker.echo(1) == 1
                 assert worker.config.workspace != before
+
+
+async def test_a_ping_that_crosses_the_goodbye_does_no_harm() -> None:
+    client, server = memory_stream_pair()
+    info = {"type": "connection_info", "workspace": "ws", "client_id": "a", "manager_id": "m"}
+
+    async def dial() -> Any:
+        return client
+
+    async def serve() -> None:
+        codec = WSConnection(ConnectionType.SERVER)
+        while data := bytes(await server.receive_some()):
+            codec.receive_data(data)
+            for event in codec.events():
+                if isinstance(event, Request):
+                    await server.send_all(codec.send(AcceptConnection()))
+                elif isinstance(event, TextMessage):
+                    await server.send_all(codec.send(TextMessage(json.dumps(info))))
+                elif isinstance(event, CloseConnection):
+                    await server.send_all(b"\x89\x00" + codec.send(event.response()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        with trio.fail_after(10):
+            async with connect_to_server({"server_url": "http://hypha.test"}, dial=dial) as worker:
+                assert worker.config.workspace == "ws"

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from hypha.client import connect_to_server
 from hypha.client.service import parse_service
 from hypha.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
 from hypha.testing import LiveServer
@@ -104,6 +105,8 @@ async def test_a_taken_id_is_refused_unless_it_is_overwritten(live: LiveServer) 
         ({"id": "a", "name": 3}, "'name' of a service must be text"),
         ([1], "takes a map with an 'id'"),
         ("text", "takes a map with an 'id'"),
+        ({"id": "a", "visibility": "public"}, "'visibility' of a service belongs into its 'config'"),
+        ({"id": "a", "stage": object()}, "the service a cannot be offered: a value of type object"),
         (Microscope, "takes a map with an 'id'"),
     ],
 )
@@ -173,3 +176,22 @@ async def test_workspaces_tokens_and_the_rest_of_the_manager(live: LiveServer) -
             admin._nothing  # noqa: B018  what is asked for is that it is not there
         with pytest.raises(NotFound, match="Method not found"):
             await admin.no_such_function()
+
+
+async def test_wrong_calls_say_what_to_write(live: LiveServer) -> None:
+    wrong: Any = "http://localhost:9000"
+    with pytest.raises(InvalidArgument, match=r"takes a map, such as {'server_url': 'http://localhost:9000'}"):
+        async with connect_to_server(wrong):
+            pass
+    async with live.connect() as server:
+        with pytest.raises(InvalidArgument, match=r"takes a map, such as {'id': 'my-lab'}"):
+            await server.create_workspace("my-lab")  # type: ignore[arg-type]  # that is the point
+
+
+def test_another_event_loop_is_told_apart() -> None:
+    async def connect() -> None:
+        async with connect_to_server({"server_url": "http://localhost:9000"}):
+            pass
+
+    with pytest.raises(RuntimeError, match=r"hypha\.sync"):
+        connect().send(None)

@@ -54,7 +54,7 @@ FOREIGN: dict[str, Set[str]] = {
     "launch": {"trio", "yaml"},
     "apps": {"h11", "playwright", "trio", "yaml"},
     "scale": {"trio"},
-    "client": {"numpy", "trio", "trio_websocket"},
+    "client": {"numpy", "trio", "trio_websocket", "wsproto"},
     "aio": {"trio"},
     "sync": {"trio"},
     "testing": {"hypercorn", "trio"},
