@@ -308,7 +308,7 @@ async def connect_to_server(
     """
     if not trio.lowlevel.in_trio_run():
         raise RuntimeError(
-            "hypha.client is for programs that trio runs; scripts take hypha.sync, programs of asyncio a published client"
+            "hypha.client is for programs that trio runs; scripts take hypha.sync, those of asyncio a published one"
         )
     if not (config is None or isinstance(config, Mapping)):
         raise InvalidArgument(f"connect_to_server takes a map, such as {{'server_url': {config!r}}}")
