@@ -52,7 +52,7 @@ class Orphans:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             self.reap(None)
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_LOOK_SECONDS)  # the parent has no event loop, and no worker that would wait
 
 
 def _children() -> list[int]:

@@ -141,7 +141,7 @@ class _Line:
             if self._failure is not None:
                 raise self._failure
             self.call(self._connect)
-        except BaseException:
+        except BaseException:  # Ctrl-C, too: nobody else could end the thread
             self.end()
             raise
         atexit.register(self.end, _EXIT_SECONDS)
@@ -190,7 +190,7 @@ class _Line:
         try:
             self._post(job)
             job.wait()
-        except BaseException:
+        except BaseException:  # Ctrl-C, above all: nobody waits for the call any more
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(job.cancel)
             raise

@@ -84,7 +84,7 @@ async def open_server(
                 await nursery.start(server._serve, memory)
                 try:
                     yield server
-                except BaseException as error:
+                except BaseException as error:  # cancelled, too: told apart from what the server raises
                     raised = error
                     raise
                 server.shut_down()
@@ -201,7 +201,7 @@ class LiveServer:
         """Serve to the end. Raises why the server cannot start or go on."""
         try:
             await (self._serve_in_memory if memory else self._serve_on_loopback)(task_status)
-        except BaseExceptionGroup:
+        except BaseExceptionGroup:  # what Hypercorn makes of a failure that is known already
             if self._failure is None:
                 raise
         if self._failure is not None:

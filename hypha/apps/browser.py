@@ -293,7 +293,7 @@ class Browser:
             await life.settled.wait()
             if life.failure is not None:
                 raise life.failure
-        except BaseException:
+        except BaseException:  # cancelled, too: who does not wait any more must not keep the browser
             life.sinks.discard(sink)
             raise
         return life

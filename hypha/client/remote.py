@@ -70,7 +70,7 @@ class RemoteGenerator(Received):
             raise StopAsyncIteration
         try:
             value = await self._peer.invoke(self.encoded, (), {})
-        except BaseException:
+        except BaseException:  # cancelled, above all: its provider must not keep what nobody reads
             await self.aclose()
             raise
         if is_end(value):

@@ -87,7 +87,7 @@ def load(module: Path | str) -> ModuleType:
     sys.modules[name] = made  # dataclasses and type hints look their module up
     try:
         spec.loader.exec_module(made)
-    except BaseException:
+    except BaseException:  # a module may call sys.exit, and half of one must not stay
         unload(made)
         raise
     return made

@@ -159,7 +159,7 @@ def _spawn(
             start_new_session=True,
             preexec_fn=_preparation(os.getpid()),
         )
-    except BaseException:
+    except BaseException:  # nobody else knows of this descriptor yet
         os.close(output)
         raise
     finally:
