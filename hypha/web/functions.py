@@ -42,7 +42,7 @@ async def _result(
     return await mount.call(".".join(keys), [event, *_context(mount, keys)])
 
 
-def _event(mount: Mount, scope: HTTPScope, body: bytes) -> dict[str, Any]:
+def _event(mount: Mount, scope: HTTPScope, body: bytearray) -> dict[str, Any]:
     """The argument (``protocol.md`` 8.5). Headers that came several times are joined, cookies as RFC 6265 has them."""
     told = mount.scope(scope)
     headers: dict[str, str] = {}

@@ -53,7 +53,9 @@ def bearer_token(scope: HTTPScope | WebsocketScope) -> str | None:
     return rest.strip()
 
 
-async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limits, *, message: bool = False) -> bytes:
+async def read_body(
+    scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limits, *, message: bool = False
+) -> bytearray:
     """The whole request body.
 
     It has ``http_body_seconds``, and the same again each time that it has brought ``http_body_bytes_per_second`` for
@@ -66,22 +68,20 @@ async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, limits: Limi
     announced = header(scope, b"content-length")
     if announced.isdigit() and int(announced) > most:
         raise too_large
-    parts: list[bytes] = []
-    size = 0
+    body = bytearray()  # joined at the end, megabytes of new memory would be touched in one step
     due = stretch = limits.http_body_seconds * limits.http_body_bytes_per_second
     with trio.move_on_after(limits.http_body_seconds) as patience:
         while True:
             event = await receive()
             if event["type"] != "http.request":
                 raise PeerGone("the client left before it had sent its request")
-            parts.append(event["body"])
-            size += len(parts[-1])
-            if size > most:
+            body += event["body"]
+            if len(body) > most:
                 raise too_large
             if not event["more_body"]:
-                return b"".join(parts)
-            if size >= due:
-                due = size + stretch
+                return body
+            if len(body) >= due:
+                due = len(body) + stretch
                 patience.deadline = trio.current_time() + limits.http_body_seconds
     raise CallTimeout(
         f"the request body was not complete after http_body_seconds = {limits.http_body_seconds:g}, "
@@ -164,6 +164,7 @@ async def send_json(send: ASGISendCallable, status: int, value: Any, headers: He
 
 async def send_error(send: ASGISendCallable, error: HyphaError, headers: Headers | None = None) -> None:
     """Send an error with its status; the body is what both old servers sent (``protocol.md`` 8.2)."""
+    await trio.lowlevel.checkpoint()  # to find out what is wrong can have taken as long as the answer will
     extra = list(headers or [])
     if error.status == 401:
         extra.append((b"www-authenticate", b"Bearer"))

@@ -290,7 +290,7 @@ class Rpc:
         """Route one message, or answer one for the server alone. The 200 says that it has been taken."""
         session, transport = self._recognize(query, scope)  # before anything of the body is read
         with self._bodies.request(receive) as room:
-            body = await read_body(scope, room.receive, self._broker.limits, message=True)
+            body = bytes(await read_body(scope, room.receive, self._broker.limits, message=True))
             if not body:
                 raise ProtocolViolation("the request has no body; post one message")
             if not session.open:  # it may have been superseded meanwhile
