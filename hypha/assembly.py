@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypha.launch.launcher import Launcher
 from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
-from hypha.store import DataDir, Documents, open_data_dir
+from hypha.store import DataDir, Documents, State, open_data_dir, open_state
 from hypha.web import app_pages, assets, guard, listing, login
 from hypha.web.apps import Apps as Mounts
 from hypha.web.front import Front
@@ -80,15 +81,18 @@ class Assembly:
     async def _live(self, scope: Any, receive: Any, send: Any) -> None:
         """The lifespan. Raises :class:`hypha.errors.ConfigError` when the data directory cannot be used."""
         # Around Quart's own lifespan, which would log the refusal of a data directory with its traceback.
-        with open_data_dir(self.config.data_dir) as data_dir:
-            self._rooms = _build_rooms(self.config, self._app, data_dir)
-            state = scope.setdefault("state", {})
-            state[guard.CONNECTIONS] = self.config.limits.connections
-            state[guard.TURNSTILE] = self._rooms.connections.turnstile
-            if not self._plan.is_empty or self._rooms.apps is not None:
-                state[guard.OPENED] = self._on_opened
+        with open_data_dir(self.config.data_dir) as data_dir, closing(open_state(data_dir.path)) as state:
+            self._rooms = rooms = _build_rooms(self.config, self._app, data_dir, state)
+            shared = scope.setdefault("state", {})
+            shared[guard.CONNECTIONS] = self.config.limits.connections
+            shared[guard.TURNSTILE] = rooms.connections.turnstile
+            if not self._plan.is_empty or rooms.apps is not None:
+                shared[guard.OPENED] = self._on_opened
             app: Any = self._app
-            await app(scope, receive, send)
+            try:
+                await app(scope, receive, send)
+            finally:
+                rooms.broker.records.close()
 
     def _open_rooms(self) -> Rooms:
         assert self._rooms is not None, "requests come after the start of the lifespan"
@@ -143,6 +147,7 @@ class Assembly:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(_sweep, rooms)
+                nursery.start_soon(rooms.broker.records.run)
                 if not self._plan.is_empty:
                     nursery.start_soon(self._launch)
                 if rooms.apps is not None:
@@ -178,14 +183,15 @@ def _leaves(group: BaseExceptionGroup[LaunchFailed]) -> Iterator[LaunchFailed]:
             yield error
 
 
-def _build_rooms(config: Config, app: QuartTrio, data_dir: DataDir) -> Rooms:
+def _build_rooms(config: Config, app: QuartTrio, data_dir: DataDir, state: State) -> Rooms:
     key = data_dir.signing_key()
-    broker = Broker(config, key, _server_id(key))
+    broker = Broker(config, key, _server_id(key), store=state)
     connections = Connections(broker)
     bodies = BodyRoom(config.limits.http_bodies_bytes)
     rpc = Rpc(broker, connections, bodies)
     branches = Upgrade(broker, connections), rpc, Proxy(broker, bodies), Mounts(broker, bodies)
     server_apps = _build_apps(broker, data_dir) if config.enable_server_apps else None
+    broker.restore()
     return Rooms(broker, connections, Front(config, app, *branches), server_apps)
 
 

@@ -19,7 +19,7 @@ from hypha.web.app_socket import serve_socket
 from hypha.web.exchange import serve_request
 from hypha.web.functions import call_function
 from hypha.web.http import BodyRoom, bearer_token, send_error
-from hypha.web.lookup import Caller, Target, resolve
+from hypha.web.lookup import Caller, Target, find
 from hypha.web.mount import Mount
 from hypha.web.upgrade import refuse_upgrade
 
@@ -64,7 +64,7 @@ class Apps:
             await _redirect(scope, send)
             return
         try:
-            service, provider, caller = self._find(path, scope)
+            service, provider, caller = await self._find(path, scope)
         except HyphaError as exc:
             await send_error(send, exc)
             return
@@ -79,7 +79,7 @@ class Apps:
     ) -> None:
         """Answer one websocket request; the websocket is served until it ends."""
         try:
-            service, provider, caller = self._find(path, scope)
+            service, provider, caller = await self._find(path, scope)
             if service.type == _FUNCTIONS:
                 raise NotFound(f"service {service.id!r} has functions, which take no websocket")
         except HyphaError as exc:
@@ -88,9 +88,9 @@ class Apps:
         mount = Mount(self._broker, service, provider, caller, scope["root_path"] + path.mount, path.rest or "/")
         await serve_socket(mount, scope, receive, send)
 
-    def _find(self, path: AppPath, scope: HTTPScope | WebsocketScope) -> tuple[Service, PeerSession, Caller]:
+    async def _find(self, path: AppPath, scope: HTTPScope | WebsocketScope) -> tuple[Service, PeerSession, Caller]:
         principal = self._broker.authenticate(bearer_token(scope))
-        service, caller = resolve(self._broker, path.target, principal)
+        service, caller = await find(self._broker, path.target, principal)
         if not isinstance(service.session, PeerSession) or service.type not in {_FUNCTIONS, *_APPLICATIONS}:
             raise NotFound(
                 f"service {service.id!r} is no web application, its type is {service.type[:40]!r}; its functions are "
