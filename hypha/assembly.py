@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
@@ -31,9 +32,10 @@ from hypha.web.pages import create_app
 from hypha.web.proxy import Proxy
 from hypha.web.rpc import Rpc
 from hypha.web.upgrade import Upgrade
-from hypha.web.ws import Connections
+from hypha.web.ws import GOODBYE_SECONDS, Connections
 
 _SWEEP_SECONDS = 1.0
+_DRAIN_STEP = 0.02  # seconds
 
 
 class Assembly:
@@ -51,6 +53,8 @@ class Assembly:
         self._door: guard.Door | None = None
         self._opened = trio.Event()
         self.is_ready = False
+        #: Whether a thread writes what is kept, as it should where time is real.
+        self.writes_in_thread = True
         self._rooms: Rooms | None = None
         self._nursery: trio.Nursery | None = None
         self._terminated: Any = None
@@ -101,10 +105,15 @@ class Assembly:
     def _watch(self, scope: Any) -> None:
         """Learn from the first connection when Hypercorn shuts down: nobody tells the application in time."""
         if self._terminated is None and self._nursery is not None and "hypha.guard" in scope.get("extensions", {}):
-            self._terminated = scope["extensions"]["hypha.guard"].terminated
-            self._nursery.start_soon(self._say_goodbye)
+            connection: guard.GuardedServer = scope["extensions"]["hypha.guard"]
+            self._terminated = connection.terminated
+            self._nursery.start_soon(self._say_goodbye, connection.config.graceful_timeout)
 
-    async def _say_goodbye(self) -> None:
+    async def _say_goodbye(self, graceful_seconds: float) -> None:
+        """Let calls that run when Hypercorn shuts down come to their end, then tell all clients to come back.
+
+        Hypercorn cuts all connections after *graceful_seconds*; what a goodbye takes of them is not the calls'.
+        """
         await self._terminated.wait()
         self.is_ready = False
         if self._launcher is not None:
@@ -112,6 +121,10 @@ class Assembly:
         server_apps = self._open_rooms().apps
         if server_apps is not None:
             server_apps.retire()
+        patience = min(graceful_seconds, self.config.limits.drain_seconds) - GOODBYE_SECONDS
+        with trio.move_on_after(max(0, patience)):
+            while self._open_rooms().broker.is_busy():  # noqa: ASYNC110  the frame path tells nobody of an end
+                await trio.sleep(_DRAIN_STEP)
         self._open_rooms().connections.say_goodbye("the server is restarting")
 
     def _on_opened(self, door: guard.Door) -> None:
@@ -147,7 +160,7 @@ class Assembly:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(_sweep, rooms)
-                nursery.start_soon(rooms.broker.records.run)
+                nursery.start_soon(partial(rooms.broker.records.run, in_thread=self.writes_in_thread))
                 if not self._plan.is_empty:
                     nursery.start_soon(self._launch)
                 if rooms.apps is not None:

@@ -439,6 +439,10 @@ class Broker:
         session.transport.close(1008, reason)
         self.leave(session, clean=True)
 
+    def is_busy(self) -> bool:
+        """Whether a call runs: between clients, from HTTP to a client, or of the server's own functions."""
+        return any(session.inbound or session.server_calls for session in self.registry.sessions())
+
     def give_up_calls(self) -> None:
         """Fail all calls that run, while their callers can still be told: the server is about to end."""
         for session in self.registry.sessions():

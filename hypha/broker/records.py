@@ -99,21 +99,27 @@ class Records:
                 raise NotStored(f"the server cannot write to its data directory ({self._failure})")
             await self._round.wait()
 
-    async def run(self) -> None:
-        """Write until cancelled. What fails is tried again."""
+    async def run(self, *, in_thread: bool = True) -> None:
+        """Write until cancelled. What fails is tried again.
+
+        Not *in_thread* it blocks, for those whose clock jumps while no task runs: it would jump over the thread.
+        """
         while True:
             await self._wanted.wait()
-            await self._write()
+            await self._write(in_thread)
             if self._failure is not None:
                 await trio.sleep(_RETRY_SECONDS)
 
-    async def _write(self) -> None:
+    async def _write(self, in_thread: bool) -> None:
         assert self._store is not None
         changes, firm, asked = self._take()
         done = False
         try:
             write = partial(self._store.write, changes, firm=firm)
-            await trio.to_thread.run_sync(write, limiter=self._limiter)
+            if in_thread:
+                await trio.to_thread.run_sync(write, limiter=self._limiter)
+            else:
+                write()
             done, self._written, self._failure = True, asked, None
         except OSError as error:
             if self._failure is None:
