@@ -12,6 +12,7 @@ from typing import Any
 import trio
 from quart_trio import QuartTrio
 
+from hypha.accounts.people import People
 from hypha.apps.page import HEADERS
 from hypha.apps.service import DESCRIPTION, Apps
 from hypha.banner import say
@@ -24,7 +25,7 @@ from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.store import DataDir, Documents, State, open_data_dir, open_state
-from hypha.web import app_pages, assets, guard, listing, login
+from hypha.web import accounts, app_pages, assets, guard, listing, login
 from hypha.web.apps import Apps as Mounts
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
@@ -53,7 +54,7 @@ class Assembly:
         self._door: guard.Door | None = None
         self._opened = trio.Event()
         self.is_ready = False
-        #: Whether a thread writes what is kept, as it should where time is real.
+        #: Whether threads write what is kept and hash passwords, as they should where time is real.
         self.writes_in_thread = True
         self._rooms: Rooms | None = None
         self._nursery: trio.Nursery | None = None
@@ -64,9 +65,14 @@ class Assembly:
         assets.add_routes(self._app)
         for pages_of in (listing, login):
             pages_of.add_routes(self._app, lambda: self._open_rooms().broker)
+        accounts.add_routes(self._app, lambda: self._open_rooms().broker, lambda: self._open_rooms().people)
         app_pages.add_routes(self._app, lambda: self._open_rooms().apps, HEADERS)
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
+
+    def first_invitation(self) -> str | None:
+        """The secret of a new invitation for the first account, as long as there is none; once the server is ready."""
+        return self._open_rooms().people.accounts.first_invitation()
 
     @property
     def services_loaded(self) -> bool:
@@ -96,6 +102,7 @@ class Assembly:
             try:
                 await app(scope, receive, send)
             finally:
+                rooms.people.write_down()
                 rooms.broker.records.close()
 
     def _open_rooms(self) -> Rooms:
@@ -156,6 +163,7 @@ class Assembly:
 
     async def _run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         rooms = self._open_rooms()
+        rooms.people.accounts.passwords.in_thread = self.writes_in_thread
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -185,6 +193,7 @@ class Rooms:
     broker: Broker
     connections: Connections
     front: Front
+    people: People
     apps: Apps | None
 
 
@@ -204,8 +213,9 @@ def _build_rooms(config: Config, app: QuartTrio, data_dir: DataDir, state: State
     rpc = Rpc(broker, connections, bodies)
     branches = Upgrade(broker, connections), rpc, Proxy(broker, bodies), Mounts(broker, bodies)
     server_apps = _build_apps(broker, data_dir) if config.enable_server_apps else None
-    broker.restore()
-    return Rooms(broker, connections, Front(config, app, *branches), server_apps)
+    people = People(broker)
+    people.restore(broker.restore())
+    return Rooms(broker, connections, Front(config, app, *branches), people, server_apps)
 
 
 def _build_apps(broker: Broker, data_dir: DataDir) -> Apps:
@@ -227,6 +237,7 @@ async def _sweep(rooms: Rooms) -> None:
         await trio.sleep(_SWEEP_SECONDS)
         rooms.connections.sweep(trio.current_time())
         rooms.broker.sweep()
+        rooms.people.sweep(trio.current_time())
         if rooms.apps is not None:
             rooms.apps.sweep(trio.current_time())
 

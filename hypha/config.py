@@ -24,7 +24,7 @@ MIB = 1024 * KIB
 #: workspace.
 RESERVED_NAMES = frozenset(
     {"ws", "rpc", "health", "api", "apps", "assets", "login", "static", "workspaces", "services", "metrics"}
-    | {"api-docs", "api-redoc"}
+    | {"api-docs", "api-redoc", "account"}
 )
 
 #: First path segments that no mount may take. ``public`` is a workspace, and a mount would hide its services.
@@ -105,6 +105,14 @@ class Limits:
     reconnection_token_seconds: float = 172800.0
     login_keys: int = 2000
     login_seconds: float = 180.0
+    accounts: int = 10_000
+    invitations: int = 1000
+    invitation_seconds: float = 86400.0
+    sign_in_tries: int = 10
+    sign_in_tries_per_address: int = 60
+    browsers_per_account: int = 20
+    browser_seconds: float = 2592000.0
+    tokens_per_account: int = 200
     app_source_bytes: int = 1 * MIB
     apps_per_user: int = 100
     installed_apps: int = 1000

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import trio
 
-from hypha.assembly import build
+from hypha.assembly import Assembly, build
 from hypha.banner import say
 from hypha.config import Config
 from hypha.lazy import Application, Failure, Message, Receive, Send
@@ -58,7 +58,7 @@ def on_failure(failure: Failure) -> None:
 
 
 class _CommandApp:
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Assembly) -> None:
         self._app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -71,10 +71,21 @@ class _CommandApp:
         command = multiprocessing.parent_process()
         if command is not None and command.pid is not None:
             die_with_parent(command.pid)
+
+        async def send_and_invite(message: Message) -> None:
+            await send(message)
+            if message["type"] == "lifespan.startup.complete":
+                self._invite()
+
         async with trio.open_nursery() as nursery:
             await nursery.start(_swallow_sigterm if command else _terminate_on_signal)
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, send_and_invite)
             nursery.cancel_scope.cancel()
+
+    def _invite(self) -> None:
+        invitation = self._app.first_invitation()
+        if invitation is not None:
+            say(f"make the first account of this server, once, at /account/join?link={invitation}")
 
 
 async def _swallow_sigterm(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -135,9 +136,13 @@ class Broker:
         """The address to tell a client as the public one."""
         return self.config.public_base_url or caller.base_url
 
-    def restore(self) -> None:
-        """Take over what an earlier process has kept, before anybody connects, and expect who was connected to it."""
-        kept = read(self.records.load(), self.clock(), self.now(), self.limits)
+    def restore(self) -> list[tuple[str, str, Any]]:
+        """Take over what an earlier process has kept, before anybody connects, and expect who was connected to it.
+
+        Gives all records, for others who have some among them.
+        """
+        records = self.records.load()
+        kept = read(records, self.clock(), self.now(), self.limits)
         kept.enter_workspaces(self.registry)
         for token, (owner, until) in kept.revoked.items():
             self.tokens.revocations.restore(token, owner, until)
@@ -156,6 +161,7 @@ class Broker:
                 # Who was lost long before the server ended need not be waited for.
                 if self.now() - parked.since < self.limits.reclaim_seconds:
                     self.returning.expect(parked)
+        return records
 
     def _fits(self, workspace: Workspace, parked: Parked) -> bool:
         """Whether what an earlier process has let in may be there still: limits and services of our own may differ."""

@@ -61,6 +61,8 @@ class Tokens:
         self._limits = limits or Limits()
         self.revocations = Revocations(self._limits, records)
         self._living: set[str] = set()
+        #: Is told the ids of the tokens by which somebody came in.
+        self.on_use: Callable[[Collection[str]], None] = lambda tokens: None
 
     def issue(self, principal: Principal, *, expires_in: float) -> str:
         """A token that proves *principal* for *expires_in* seconds. Plain JWT; :func:`legacy_form` marks it.
@@ -93,13 +95,17 @@ class Tokens:
 
     def verify(self, text: str) -> Principal:
         """The principal that an access token proves. Raises :class:`NotAuthenticated` saying what is wrong."""
-        return _principal(self._claims(text, "access"))
+        principal = _principal(self._claims(text, "access"))
+        self.on_use(principal.tokens)
+        return principal
 
     def verify_resumption(self, text: str) -> Resumption:
         """What a reconnection token proves. Raises :class:`NotAuthenticated`."""
         claims = self._claims(text, "resume")
         address = Address(str(claims.get("ws")), str(claims.get("cid")))
-        return Resumption(address, _principal(claims), str(claims.get("ses")))
+        principal = _principal(claims)
+        self.on_use(principal.tokens)
+        return Resumption(address, principal, str(claims.get("ses")))
 
     def revoke(self, principal: Principal, owner: str) -> None:
         """Let the token that proved *principal* be refused from now on, and whatever was issued through it.
