@@ -116,8 +116,12 @@ class IssuedTokens:
     def _on_use(self, tokens: Collection[str]) -> None:
         for token_id in tokens:
             item = self._tokens.get(token_id)
-            if item is not None:
-                item.used = self._broker.clock()
+            if item is None:
+                continue
+            first, item.used = item.used is None, self._broker.clock()
+            if first:
+                self._keep(item, firm=False)
+            else:
                 self._used.add(token_id)
 
     def write_down(self) -> None:
