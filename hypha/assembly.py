@@ -25,13 +25,14 @@ from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.store import DataDir, Documents, State, open_data_dir, open_state
-from hypha.web import accounts, app_pages, assets, guard, listing, login
+from hypha.web import accounts, app_pages, assets, guard, listing, login, shares
 from hypha.web.apps import Apps as Mounts
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
 from hypha.web.pages import create_app
 from hypha.web.proxy import Proxy
 from hypha.web.rpc import Rpc
+from hypha.web.shares import SharedCalls
 from hypha.web.upgrade import Upgrade
 from hypha.web.ws import GOODBYE_SECONDS, Connections
 
@@ -65,7 +66,10 @@ class Assembly:
         assets.add_routes(self._app)
         for pages_of in (listing, login):
             pages_of.add_routes(self._app, lambda: self._open_rooms().broker)
-        accounts.add_routes(self._app, lambda: self._open_rooms().broker, lambda: self._open_rooms().people)
+        for pages_with_people in (accounts, shares):
+            pages_with_people.add_routes(
+                self._app, lambda: self._open_rooms().broker, lambda: self._open_rooms().people
+            )
         app_pages.add_routes(self._app, lambda: self._open_rooms().apps, HEADERS)
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
@@ -211,9 +215,9 @@ def _build_rooms(config: Config, app: QuartTrio, data_dir: DataDir, state: State
     connections = Connections(broker)
     bodies = BodyRoom(config.limits.http_bodies_bytes)
     rpc = Rpc(broker, connections, bodies)
-    branches = Upgrade(broker, connections), rpc, Proxy(broker, bodies), Mounts(broker, bodies)
+    people, proxy = People(broker), Proxy(broker, bodies)
+    branches = Upgrade(broker, connections), rpc, proxy, Mounts(broker, bodies), SharedCalls(people, proxy)
     server_apps = _build_apps(broker, data_dir) if config.enable_server_apps else None
-    people = People(broker)
     people.restore(broker.restore())
     return Rooms(broker, connections, Front(config, app, *branches), people, server_apps)
 

@@ -24,7 +24,7 @@ MIB = 1024 * KIB
 #: workspace.
 RESERVED_NAMES = frozenset(
     {"ws", "rpc", "health", "api", "apps", "assets", "login", "static", "workspaces", "services", "metrics"}
-    | {"api-docs", "api-redoc", "account"}
+    | {"api-docs", "api-redoc", "account", "share"}
 )
 
 #: First path segments that no mount may take. ``public`` is a workspace, and a mount would hide its services.
@@ -113,6 +113,7 @@ class Limits:
     browsers_per_account: int = 20
     browser_seconds: float = 2592000.0
     tokens_per_account: int = 200
+    shares_per_account: int = 100
     app_source_bytes: int = 1 * MIB
     apps_per_user: int = 100
     installed_apps: int = 1000

@@ -26,7 +26,7 @@ from hypha.accounts.people import People
 from hypha.broker.broker import Broker
 from hypha.config import PASSED_ON, PASSED_ON_PREFIXES, Config, Limits
 from hypha.launch.plan import read_plan
-from hypha.web import accounts, app_pages, assets, listing, login
+from hypha.web import accounts, app_pages, assets, listing, login, shares
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
 from tests.house.examples import RUNNABLE, blocks, examples, pages
@@ -168,10 +168,12 @@ def test_every_address_is_documented(reference: str) -> None:
     assets.add_routes(app)
     for pages_of in (listing, login):
         pages_of.add_routes(app, no_broker)
-    accounts.add_routes(app, no_broker, no_people)
+    for pages_with_people in (accounts, shares):
+        pages_with_people.add_routes(app, no_broker, no_people)
     app_pages.add_routes(app, lambda: None, {})
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
     branches = {"/{workspace}/services/{service}/{function}", "/{workspace}/apps/{service}/{path}"}
+    branches |= {"/share/{link}/{function}"}
     assert documented == routes | {"/ws", "/rpc"} | branches
 
 

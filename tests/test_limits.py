@@ -167,6 +167,7 @@ TABLE = {
     "tokens_per_account": by(
         "accounts/test_issued.py::test_the_tokens_of_an_account_are_bounded_exactly_and_expired_ones_are_forgotten"
     ),
+    "shares_per_account": by("accounts/test_shares.py::test_the_links_of_an_account_are_bounded_exactly"),
     "app_source_bytes": by("apps/test_service.py::test_the_source_of_an_app_is_bounded_exactly"),
     "apps_per_user": by("apps/test_catalog.py::test_the_apps_of_one_user_are_bounded_exactly"),
     "installed_apps": by("apps/test_catalog.py::test_all_apps_are_bounded_exactly_and_those_of_anonymous_users_go"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hypha.accounts.accounts import Accounts
 from hypha.accounts.issued import IssuedTokens
 from hypha.accounts.passwords import Passwords
+from hypha.accounts.shares import Shares
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
@@ -21,6 +22,7 @@ class People:
     def __init__(self, broker: Broker, passwords: Passwords | None = None) -> None:
         self.accounts = Accounts(broker, passwords)
         self.tokens = IssuedTokens(broker)
+        self.shares = Shares(broker, self.accounts)
         self._next_sweep = 0.0  # trio time
 
     def restore(self, records: Iterable[tuple[str, str, Any]]) -> None:
@@ -28,6 +30,7 @@ class People:
         kept = list(records)
         self.accounts.restore(kept)
         self.tokens.restore(kept)
+        self.shares.restore(kept)
 
     def sweep(self, now: float) -> None:
         """Forget what is too old, and keep when things were used; seldom, however often it is called.
@@ -39,6 +42,7 @@ class People:
         self._next_sweep = now + _SWEEP_SECONDS
         self.accounts.sweep()
         self.tokens.sweep()
+        self.shares.sweep()
         self.write_down()
 
     def write_down(self) -> None:

@@ -9,9 +9,10 @@ from html import escape
 from hypha.accounts.account import Account, Invitation, SignedIn
 from hypha.accounts.issued import Issued
 from hypha.accounts.passwords import MIN_LENGTH
+from hypha.accounts.shares import Share
 from hypha.broker.access import Level
 from hypha.broker.registry import Workspace
-from hypha.web.document import ago, span
+from hypha.web.document import ago, sentence, span
 
 #: What a token may live, in seconds: the choices of the page.
 LIVES = {3600: "an hour", 86400: "a day", 2592000: "30 days", 31536000: "a year"}
@@ -69,6 +70,7 @@ def account(
     browsers: int,
     places: list[tuple[Workspace, Level]],
     tokens: list[Issued],
+    shares: list[Share],
     people: list[Account],
     done: str | None = None,
 ) -> str:
@@ -80,6 +82,8 @@ def account(
         _workspaces(browser, places),
         _token_form(root, browser, places),
         _tokens(root, browser, tokens, now),
+        _share_form(root, browser, places),
+        _shares(root, browser, shares, now),
         _invite_form(root, browser, people) if browser.account.is_admin else "",
         _password_form(root, browser),
     ]
@@ -199,6 +203,44 @@ def _token(root: str, browser: SignedIn, item: Issued, now: float) -> str:
 <button aria-label="Revoke {escape(item.label)}">Revoke</button></form></li>"""
 
 
+def _share_form(root: str, browser: SignedIn, places: list[tuple[Workspace, Level]]) -> str:
+    writable = [place for place, level in places if level >= Level.READ_WRITE]
+    offered = {(place.name, service.id): service.name for place in writable for service in place.services()}
+    services = _options((f"{place} {service}", f"{name} in {place}") for (place, service), name in offered.items())
+    if not services:
+        return "<h2>Share</h2>\n<p>When a program of yours offers a service, you can share it here by a link.</p>"
+    lives = _options(((str(seconds), text) for seconds, text in LIVES.items()), chosen="2592000")
+    return f"""<h2>Share</h2>
+<p><small>Whoever has the link can call the service, on a page and over HTTP, without an account.</small></p>
+<form class="tall" method="post" action="{root}account/shares">
+{_hidden(form=browser.form)}
+<label>Service <select name="service">{services}</select></label>
+<label>Whom it is for
+<input name="label" maxlength="100" required placeholder="the reviewers of our paper"></label>
+<div class="two">
+<label>Only the function <input name="function" placeholder="all" autocapitalize="none"></label>
+<label>At most so many calls <input name="calls" inputmode="numeric" pattern="[0-9]*" placeholder="any"></label>
+<label>Lives for <select name="life">{lives}</select></label>
+</div>
+<button>Make a link</button>
+</form>"""
+
+
+def _shares(root: str, browser: SignedIn, shares: list[Share], now: float) -> str:
+    items = "".join(_share(root, browser, item, now) for item in shares)
+    return f'<h2>Your links</h2>\n<ul class="cards">{items}</ul>' if items else ""
+
+
+def _share(root: str, browser: SignedIn, item: Share, now: float) -> str:
+    what = f"{item.service}.{item.function}" if item.function else item.service
+    used = "no calls" if item.last is None else f"{item.used} calls, the last {ago(now - item.last)}"
+    most = "" if item.calls is None else f" of {item.calls}"
+    told = f"{what} in {item.workspace}; {used}{most}; ends in {span(item.until - now)}"
+    return f"""<li><div><b>{escape(item.label)}</b><br><small>{escape(told)}</small></div>
+<form method="post" action="{root}account/shares/revoke">{_hidden(form=browser.form, id=item.id)}
+<button aria-label="Revoke {escape(item.label)}">Revoke</button></form></li>"""
+
+
 def _invite_form(root: str, browser: SignedIn, people: list[Account]) -> str:
     items = "".join(_person(person) for person in people)
     return f"""<h2>People</h2>
@@ -242,7 +284,7 @@ def _hidden(**fields: str) -> str:
 
 
 def _problem(text: str | None) -> str:
-    return f'<p class="bad" role="alert">{escape(text[:1].upper() + text[1:])}.</p>' if text else ""
+    return f'<p class="bad" role="alert">{escape(sentence(text))}</p>' if text else ""
 
 
 def _options(choices: Iterable[tuple[str, str]], chosen: str = "") -> str:

@@ -24,7 +24,7 @@ from hypha.broker.own import Visit
 from hypha.broker.registry import Workspace
 from hypha.errors import HyphaError, InvalidArgument, NotAuthenticated, NotFound, PermissionDenied
 from hypha.web import account_pages as pages
-from hypha.web.document import document
+from hypha.web.document import document, sentence
 from hypha.web.forms import COOKIE, is_secure, require_navigation, sent_form, to_root
 from hypha.web.http import base_url
 from hypha.web.login import asked
@@ -45,6 +45,8 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker], people_of: Calla
         "/account/password": desk.change_password,
         "/account/tokens": desk.make_token,
         "/account/tokens/revoke": desk.revoke_token,
+        "/account/shares": desk.share,
+        "/account/shares/revoke": desk.revoke_share,
         "/account/invitations": desk.invite,
         "/account/allow": desk.allowed,
     }
@@ -65,7 +67,9 @@ def _for_people(page: Page) -> Page:
         try:
             return await page()
         except HyphaError as error:
-            return document("Not done", pages.message(to_root(), "That was not done", _sentence(error)), error.status)
+            return document(
+                "Not done", pages.message(to_root(), "That was not done", sentence(str(error))), error.status
+            )
 
     return answer
 
@@ -115,6 +119,7 @@ class _Desk:
             accounts.browsers_of(account),
             self._workspaces(browser),
             self._people.tokens.of(account),
+            self._people.shares.of(account),
             accounts.everybody() if account.is_admin else [],
             done,
         )
@@ -179,6 +184,24 @@ class _Desk:
         browser, form = await self._form()
         await self._people.tokens.revoke(browser.account, form.get("id", ""))
         return self._account(browser, "The token is revoked: nobody comes in with it any more.")
+
+    async def share(self) -> Response:
+        """A link to a service."""
+        browser, form = await self._form()
+        workspace, _, service = form.get("service", "").partition(" ")
+        function, calls, life = form.get("function", "").strip(), form.get("calls", "").strip(), form.get("life", "")
+        secret = await self._people.shares.share(
+            browser.account, form.get("label", ""), _life(life), workspace, service, function or None, _calls(calls)
+        )
+        told = "Whoever has it can call the service. It is not shown again."
+        content = pages.new_link(to_root(), "A link", told, f"{self._url()}/share/{secret}")
+        return document("Link", content)
+
+    async def revoke_share(self) -> Response:
+        """One link less."""
+        browser, form = await self._form()
+        await self._people.shares.revoke(browser.account, form.get("id", ""))
+        return self._account(browser, "The link is revoked: nobody can call with it any more.")
 
     async def invite(self) -> Response:
         """A link with which somebody makes an account."""
@@ -281,6 +304,7 @@ def _life(text: str) -> float:
     return float(text)
 
 
-def _sentence(error: HyphaError) -> str:
-    text = str(error)
-    return f"{text[:1].upper()}{text[1:]}."
+def _calls(text: str) -> int | None:
+    if text and not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise InvalidArgument("the number of calls is a whole number")
+    return int(text) if text else None

@@ -44,6 +44,9 @@ STYLE = """
   .bad { border-left: .3rem solid #d33; padding: .4rem .8rem; background: var(--soft); }
   .good { border-left: .3rem solid #2a8; padding: .4rem .8rem; background: var(--soft); }
   summary { cursor: pointer; }
+  output { display: block; white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace;
+    font-size: .875rem; padding: .75rem 1rem; margin-top: .8rem; border: 1px solid var(--line); border-radius: .4rem; }
+  output[hidden] { display: none; }
 """
 
 #: Copying needs a script; without one the text is there to be selected.
@@ -82,10 +85,6 @@ def source(text: str) -> str:
 
 
 _HEADERS = {
-    "Content-Security-Policy": (
-        f"default-src 'none'; script-src {source(SCRIPT)}; style-src {source(STYLE)}; img-src data:; "
-        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    ),
     "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -96,10 +95,17 @@ _HEADERS = {
 }
 
 
-def document(title: str, content: str, status: int = 200) -> Response:
-    """A page. *content* is HTML, *title* is text."""
-    text = _PAGE.substitute(title=escape(title), style=STYLE, content=content, script=SCRIPT)
-    return Response(text, status=status, mimetype="text/html", headers=_HEADERS)
+def document(title: str, content: str, status: int = 200, *, script: str = SCRIPT, connects: bool = False) -> Response:
+    """A page. *content* is HTML, *title* is text. *connects*: whether its script may ask the server."""
+    text = _PAGE.substitute(title=escape(title), style=STYLE, content=content, script=script)
+    connections = "'self'" if connects else "'none'"
+    policy = (
+        f"default-src 'none'; script-src {source(script)}; style-src {source(STYLE)}; img-src data:; "
+        f"connect-src {connections}; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy, **_HEADERS}
+    return Response(text, status=status, mimetype="text/html", headers=headers)
 
 
 def span(seconds: float) -> str:
@@ -108,6 +114,11 @@ def span(seconds: float) -> str:
     unit, length = next((item for item in units if seconds >= item[1]), units[-1])
     count = max(1, round(seconds / length))
     return f"{count} {unit}" + ("s" if count > 1 else "")
+
+
+def sentence(text: str) -> str:
+    """The text of an error as people write."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def ago(seconds: float) -> str:

@@ -227,3 +227,77 @@ EVIL = """
 
     asyncio.run(main(sys.argv[1]))
 """
+
+
+@pytest.mark.parametrize("generation", [GENERATIONS[-1], MODERN])
+async def test_a_link_is_shared_and_whoever_opens_it_calls(
+    tmp_path: Path, chrome: Browser, start_client: StartClient, generation: str
+) -> None:
+    async with serving(tmp_path) as (running, url):
+        page = await join(running, chrome)
+        token = await make_token(page, "greeter")
+        async with start_client(generation, GREETER, url, token) as program:
+            await program.wait_for("^ready")
+            await page.go(f"{url}/account")
+            await page.evaluate("document.querySelector('form[action$=shares] [name=label]').value = 'reviewers'")
+            await page.evaluate("document.querySelector('form[action$=shares] [name=calls]').value = '2'")
+            await page.leave("document.querySelector('form[action$=shares] button').click()")
+            link = await page.evaluate("document.querySelector('textarea').value")
+            visitor = await chrome.open(link)
+            assert "Greeter" in await text_of(visitor)
+            schema = generation == MODERN
+            field, value = ("[name=name]", "Ada") if schema else ("[name=_args]", '{"name": "Ada"}')
+            await visitor.evaluate(f"document.querySelector({json.dumps(field)}).value = {json.dumps(value)}")
+            await visitor.evaluate("document.querySelector('form button').click()")
+            assert await shown_by(visitor, "Hello") == '"Hello Ada"'
+            async with httpx.AsyncClient() as client:
+                assert (await client.post(f"{link}/hello", json={"name": "Bob"})).json() == "Hello Bob"
+                assert (await client.post(f"{link}/hello", json={"name": "Eve"})).status_code == 429
+            await visitor.evaluate("document.querySelector('form button').click()")
+            assert await shown_by(visitor, "used up") == "this link was for 2 calls, which are used up"
+            await page.go(f"{url}/account")
+            assert "2 calls, the last just now of 2" in await text_of(page)
+            await page.leave("document.querySelector('form[action$=shares\\\\/revoke] button').click()")
+            await visitor.go(link)
+            assert "This link has ended, was revoked, or never was" in await text_of(visitor)
+            assert [problem for problem in visitor.problems if "429" not in problem and "404" not in problem] == []
+            secret = link.rpartition("/")[2]
+            assert secret not in running.stdout + running.stderr
+
+
+async def shown_by(page: Page, text: str) -> str:
+    """What the first form of a shared service shows, when that holds *text*."""
+    return str(
+        await page.evaluate(f"""(async () => {{
+            const place = document.querySelector("output");
+            while (!place.textContent.includes({json.dumps(text)})) await new Promise((done) => setTimeout(done, 10));
+            return place.textContent;
+        }})()""")
+    )
+
+
+#: A program that offers a function to nobody but its own user.
+GREETER = """
+    import asyncio, sys
+
+    try:
+        from imjoy_rpc.hypha import connect_to_server
+        described = lambda function: function
+    except ModuleNotFoundError:
+        from hypha_rpc import connect_to_server
+        from hypha_rpc.utils.schema import schema_function as described
+
+    @described
+    def hello(name: str) -> str:
+        '''Greet somebody.'''
+        return "Hello " + name
+
+    async def main(url, token):
+        server = await connect_to_server({"server_url": url, "token": token})
+        config = {"visibility": "protected"}
+        await server.register_service({"id": "greeter", "name": "Greeter", "config": config, "hello": hello})
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+    asyncio.run(main(*sys.argv[1:]))
+"""
