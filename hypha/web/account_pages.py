@@ -119,7 +119,7 @@ def allow(root: str, browser: SignedIn, key: str, program: str, time: str, what:
 <p>Go on only if you have started it yourself: with the token it acts in your place, as <b>{_name(browser)}</b>.</p>
 <form class="tall" method="post" action="{root}account/allow">
 {_hidden(form=browser.form, key=key)}
-<button class="main" autofocus>Give it a token</button>
+<button class="main">Give it a token</button>
 </form>
 <p><a href="{root}account">No, go to my account</a></p>"""
 
@@ -206,7 +206,10 @@ def _token(root: str, browser: SignedIn, item: Issued, now: float) -> str:
 def _share_form(root: str, browser: SignedIn, places: list[tuple[Workspace, Level]]) -> str:
     writable = [place for place, level in places if level >= Level.READ_WRITE]
     offered = {(place.name, service.id): service.name for place in writable for service in place.services()}
-    services = _options((f"{place} {service}", f"{name} in {place}") for (place, service), name in offered.items())
+    services = _options(
+        (f"{place} {service}", name if place == browser.account.id else f"{name} in {place}")
+        for (place, service), name in offered.items()
+    )
     if not services:
         return "<h2>Share</h2>\n<p>When a program of yours offers a service, you can share it here by a link.</p>"
     lives = _options(((str(seconds), text) for seconds, text in LIVES.items()), chosen="2592000")
@@ -233,9 +236,9 @@ def _shares(root: str, browser: SignedIn, shares: list[Share], now: float) -> st
 
 def _share(root: str, browser: SignedIn, item: Share, now: float) -> str:
     what = f"{item.service}.{item.function}" if item.function else item.service
-    used = "no calls" if item.last is None else f"{item.used} calls, the last {ago(now - item.last)}"
     most = "" if item.calls is None else f" of {item.calls}"
-    told = f"{what} in {item.workspace}; {used}{most}; ends in {span(item.until - now)}"
+    last = "" if item.last is None else f", the last {ago(now - item.last)}"
+    told = f"{what} in {item.workspace}; calls: {item.used}{most}{last}; ends in {span(item.until - now)}"
     return f"""<li><div><b>{escape(item.label)}</b><br><small>{escape(told)}</small></div>
 <form method="post" action="{root}account/shares/revoke">{_hidden(form=browser.form, id=item.id)}
 <button aria-label="Revoke {escape(item.label)}">Revoke</button></form></li>"""

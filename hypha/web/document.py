@@ -57,8 +57,12 @@ SCRIPT = """
       const field = document.getElementById(button.dataset.copies);
       field.select();
       // The old way first: the new one exists on https and localhost only, and may ask.
-      if (!document.execCommand("copy")) await navigator.clipboard.writeText(field.value);
-      button.textContent = "Copied";
+      try {
+        if (!document.execCommand("copy")) await navigator.clipboard.writeText(field.value);
+        button.textContent = "Copied";
+      } catch {
+        button.textContent = "It is selected: copy it by hand";
+      }
     });
   }
 """

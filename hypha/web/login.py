@@ -30,8 +30,8 @@ _STYLE = """
   small { opacity: .8; }
   b { overflow-wrap: anywhere; }
   a.button { display: block; padding: .6rem .75rem; border: 1px solid; border-radius: .4rem; font-weight: 600;
-    text-align: center; text-decoration: none; color: Canvas; background: LinkText; }
-  :focus-visible { outline: 3px solid LinkText; outline-offset: 2px; }
+    text-align: center; text-decoration: none; color: #fff; background: #0a66c2; }
+  :focus-visible { outline: 3px solid #0a66c2; outline-offset: 2px; }
 """
 
 _SCRIPT = """

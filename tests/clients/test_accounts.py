@@ -256,7 +256,7 @@ async def test_a_link_is_shared_and_whoever_opens_it_calls(
             await visitor.evaluate("document.querySelector('form button').click()")
             assert await shown_by(visitor, "used up") == "this link was for 2 calls, which are used up"
             await page.go(f"{url}/account")
-            assert "2 calls, the last just now of 2" in await text_of(page)
+            assert "calls: 2 of 2, the last just now" in await text_of(page)
             await page.leave("document.querySelector('form[action$=shares\\\\/revoke] button').click()")
             await visitor.go(link)
             assert "This link has ended, was revoked, or never was" in await text_of(visitor)

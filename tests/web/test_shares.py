@@ -112,7 +112,7 @@ async def test_calls_are_counted_shown_and_end(lab: Lab) -> None:
     refused = await lab.call(f"{link}/hello")
     assert refused.detail == "this link was for 2 calls, which are used up"
     listed = (await lab.chrome.get("/account")).body.decode()
-    assert "2 calls, the last just now of 2" in listed
+    assert "calls: 2 of 2, the last just now" in listed
     assert link.rpartition("/")[2] not in listed
 
 
