@@ -33,7 +33,7 @@ _EVENT_DIGITS = 12  # so that the names of events are in their order
 
 
 class Ledger:
-    """Writes down what has changed. Nothing here waits but :meth:`kept`.
+    """Writes down what has changed. Nothing here waits.
 
     *now* is trio time, *clock* seconds since the epoch.
     """
@@ -42,10 +42,6 @@ class Ledger:
         self.records = records
         self._now = now
         self._clock = clock
-
-    async def kept(self) -> None:
-        """Wait until what has changed is kept. Raises :class:`NotStored`."""
-        await self.records.kept()
 
     # --- workspaces -------------------------------------------------------------------------------------------
 
