@@ -6,7 +6,7 @@ Times are kept in seconds since the epoch, because trio's clock begins anew with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hypha.broker.access import Principal
@@ -154,15 +154,14 @@ class Ledger:
 
 def settings_of(workspace: Workspace) -> dict[str, Any]:
     """What somebody has set, by name: every field that is none of those in ``_NO_SETTINGS``."""
-    names = (item.name for item in fields(workspace) if item.name not in _NO_SETTINGS)
+    names = (name for name in workspace.__dataclass_fields__ if name not in _NO_SETTINGS)
     return {name: getattr(workspace, name) for name in names}
 
 
 def apply_settings(workspace: Workspace, settings: dict[str, Any]) -> None:
     """The inverse of :func:`settings_of`. What this version does not know is passed over."""
-    known = settings_of(workspace)
     for name, value in settings.items():
-        if name in known:
+        if name in workspace.__dataclass_fields__ and name not in _NO_SETTINGS:
             setattr(workspace, name, value)
 
 
