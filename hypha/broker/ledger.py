@@ -46,12 +46,14 @@ class Ledger:
     # --- workspaces -------------------------------------------------------------------------------------------
 
     def workspace(self, workspace: Workspace) -> None:
-        """The settings of *workspace* may have changed. Those that every workspace begins with need no record."""
+        """*workspace* is new, or its settings may have changed.
+
+        One that nobody has set anything of is the own one of a user who came without an account, and lives as long as
+        that: it is kept, but nobody waits for the disk.
+        """
         settings = settings_of(workspace)
-        if settings == settings_of(type(workspace)(workspace.name)):
-            self.records.remove(WORKSPACE, workspace.name, firm=True)
-        else:
-            self.records.put(WORKSPACE, workspace.name, settings, firm=True)
+        is_plain = settings == settings_of(type(workspace)(workspace.name))
+        self.records.put(WORKSPACE, workspace.name, settings, firm=not is_plain)
 
     def bookmarks(self, workspace: Workspace) -> None:
         """The bookmarks have changed."""
@@ -74,7 +76,7 @@ class Ledger:
     def forget_workspace(self, workspace: Workspace) -> None:
         """*workspace* is there no more."""
         for kind in (WORKSPACE, BOOKMARKS, ENVIRONMENT):
-            self.records.remove(kind, workspace.name, firm=True)
+            self.records.remove(kind, workspace.name, firm=workspace.creator is not None)
         for info in workspace.service_types:
             self.records.remove(TYPE, f"{workspace.name}/{info['id']}")
         for event in workspace.journal:

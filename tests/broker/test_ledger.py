@@ -78,11 +78,18 @@ async def test_a_workspace_is_kept_before_its_maker_is_answered(kept: Scene, aut
     assert kept.store.firm
 
 
-async def test_what_everybody_begins_with_needs_no_record(kept: Scene, autojump_clock: MockClock) -> None:
+async def test_the_own_workspace_of_a_user_is_there_for_others_with_its_token(
+    kept: Scene, autojump_clock: MockClock
+) -> None:
     assert kept.store is not None
-    peer = kept.join("lab/a")
-    await peer.ask("echo", 1)
-    peer.leave()
+    user = kept.attach(kept.broker.admit(Credentials("a")))
+    token = await user.ask("generate_token")
+    again = restarted(kept)
+    guest = again.attach(again.broker.admit(Credentials("b", user.session.workspace, token)))
+    assert guest.session.workspace == user.session.workspace
+    guest.leave()
+    await trio.sleep(3601)
+    again.broker.sweep()
     await trio.sleep(1)
     assert kept.store.kinds() == ["ended"]
 
