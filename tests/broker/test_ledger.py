@@ -283,6 +283,20 @@ async def test_a_workspace_whose_name_was_taken_for_a_mount_is_kept(kept: Scene,
     assert again.broker.registry.workspaces["shop"].description == "ours"
 
 
+async def test_a_record_of_another_form_stops_nothing(
+    kept: Scene, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert kept.store is not None
+    kept.join("lab/a").announce("svc")
+    kept.broker.records.close()
+    for kind in ("workspace", "service", "session", "event", "revoked", "ended"):
+        kept.store.records[kind, "odd/name"] = b"\x01"
+    again = restarted(kept)
+    assert list(again.broker.registry.workspaces["lab"].parked) == ["a"]
+    assert caplog.text.count("is of another form") == 5  # what is to be a number is one
+    assert ("service", "odd/name") in kept.store.records
+
+
 # --- tokens ---------------------------------------------------------------------------------------------------
 
 

@@ -162,7 +162,6 @@ async def test_calls_that_take_too_long_fail_at_their_callers(tmp_path: Path) ->
 
 def unit(name: str) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(strict=True, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment, method-assign]  names are as they are written
     parser.read_string((UNITS / name).read_text())
     return parser
 

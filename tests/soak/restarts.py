@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -307,9 +308,9 @@ async def restarts(
         nursery.start_soon(load.change)
         for way in ways:
             before, done = server.times_ready(), load.answered.total()
-            await until(lambda done=done: load.answered.total() >= done + 50, _PATIENCE)  # type: ignore[misc]  mypy infers no type for the default
+            await until(partial(_is_more, load.answered.total, done + 50), _PATIENCE)
             await way(server)
-            await until(lambda before=before: server.times_ready() > before, 20)  # type: ignore[misc]  the same
+            await until(partial(_is_more, server.times_ready, before), 20)
             ready = time.monotonic()
             taken = await seconds_until_back(load, ready)
             figures.append((way.__name__, taken))
@@ -318,10 +319,14 @@ async def restarts(
                 assert seconds <= DELAYS[generation], (way.__name__, generation, seconds)
             await load.check()
             await listed_once(load)
-            await until(lambda ready=ready: time.monotonic() > ready + _CALM)  # type: ignore[misc]  the same
+            await until(partial(_is_more, time.monotonic, ready + _CALM))
         nursery.cancel_scope.cancel()
     assert load.together.twice() == []
     return figures
+
+
+def _is_more(count: Callable[[], float], than: float) -> bool:
+    return count() > than
 
 
 def report(load: Load) -> None:
