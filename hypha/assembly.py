@@ -75,8 +75,11 @@ class Assembly:
         self._app.after_serving(self._finish)
 
     def first_invitation(self) -> str | None:
-        """The secret of a new invitation for the first account, as long as there is none; once the server is ready."""
-        return self._open_rooms().people.accounts.first_invitation()
+        """The secret of a new invitation for an administrator, while there is none or when one is asked for.
+
+        To be called once the server is ready.
+        """
+        return self._open_rooms().people.accounts.first_invitation(always=self.config.owner_link)
 
     @property
     def services_loaded(self) -> bool:

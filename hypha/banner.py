@@ -48,7 +48,7 @@ def _reader_may_leave(stream: TextIO | None) -> Iterator[None]:
 def banner(config: Config, sockets: Sequence[socket.socket], seconds: float, invitation: str | None = None) -> str:
     """The screen: version, data directory, addresses, mounts. Without colours, for it also lands in log files.
 
-    *invitation* makes the first account, once, and soon: it is the one secret that is printed.
+    *invitation* makes an administrator's account, once, and soon: it is the one secret that is printed.
     """
     addresses = urls(sockets, config.base_path)
     if config.public_base_url:
@@ -58,7 +58,7 @@ def banner(config: Config, sockets: Sequence[socket.socket], seconds: float, inv
     lines += _block("open", [f"{url:<{width}}   {whom}" for url, whom in addresses])
     lines += _block("mounts", [f"{mount.path} -> {_short(mount.directory)}" for mount in config.static_mounts])
     if invitation is not None:
-        until = f"makes the first account, once, for {config.limits.invitation_seconds / 3600:.3g} h"
+        until = f"makes an administrator's account, once, for {config.limits.invitation_seconds / 3600:.3g} h"
         base = config.public_base_url or addresses[0][0]
         lines += _block("owner", [f"{base}/account/join?link={invitation}", until])
     return "\n".join([*lines, ""])

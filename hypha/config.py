@@ -205,8 +205,9 @@ class Config:
     as information (``protocol.md`` 1.1); without it they are told the address that they connected to.
     *services_config* is a file that can be read, and *startup_functions* are ``module_or_file:function``; what they
     hold is checked by the process that serves. *chromium_path* is the browser in which apps run, a name or a path;
-    without it one is looked for. *environ* is what the programs that start with the server see of the
-    environment (:data:`PASSED_ON`); it says where the server runs, not what it is told.
+    without it one is looked for. *owner_link*: each start invites an administrator. *environ* is what the programs
+    that start with the server see of the environment (:data:`PASSED_ON`); it says where the server runs, not what it is
+    told.
     """
 
     host: str = "127.0.0.1"
@@ -223,6 +224,7 @@ class Config:
     startup_functions: tuple[str, ...] = ()
     enable_server_apps: bool = False
     chromium_path: str | None = None
+    owner_link: bool = False
     limits: Limits = field(default_factory=Limits)
     environ: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -258,8 +260,8 @@ class Config:
         ``HYPHA_LISTING``, ``HYPHA_FOLLOW_SYMLINKS``,
         ``HYPHA_ALLOW_ORIGINS`` (separated by commas), ``HYPHA_LOG_LEVEL``, ``HYPHA_SERVICES_CONFIG``,
         ``HYPHA_STARTUP_FUNCTIONS`` (separated like the mounts), ``HYPHA_ENABLE_SERVER_APPS``,
-        ``HYPHA_CHROMIUM_PATH`` and ``HYPHA_LIMIT_<NAME>``. They are also the defaults of the command line. An empty
-        one counts as absent. Raises :class:`ConfigError`.
+        ``HYPHA_CHROMIUM_PATH``, ``HYPHA_OWNER_LINK`` and ``HYPHA_LIMIT_<NAME>``. They are also the defaults of the
+        command line. An empty one counts as absent. Raises :class:`ConfigError`.
         """
         prefix = "HYPHA_"
         set_ones = {name: text for name, text in environ.items() if name.startswith(prefix) and text}
@@ -286,7 +288,7 @@ class Config:
             values["startup_functions"] = tuple(_split("HYPHA_STARTUP_FUNCTIONS", given["startup_functions"]))
         if given.get("chromium_path"):
             values["chromium_path"] = os.path.expanduser(given["chromium_path"])
-        for name in ("listing", "follow_symlinks", "enable_server_apps"):
+        for name in ("listing", "follow_symlinks", "enable_server_apps", "owner_link"):
             if given.get(name):
                 values[name] = _parse_flag(f"HYPHA_{name.upper()}", given[name])
         if given.get("allow_origins"):

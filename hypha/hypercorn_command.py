@@ -85,7 +85,7 @@ class _CommandApp:
     def _invite(self) -> None:
         invitation = self._app.first_invitation()
         if invitation is not None:
-            say(f"make the first account of this server, once, at /account/join?link={invitation}")
+            say(f"make an administrator's account of this server, once, at /account/join?link={invitation}")
 
 
 async def _swallow_sigterm(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -312,6 +312,7 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
             "HYPHA_FOLLOW_SYMLINKS": "1",
             "HYPHA_ALLOW_ORIGINS": "https://a.example,https://b.example",
             "HYPHA_LOG_LEVEL": "DEBUG",
+            "HYPHA_OWNER_LINK": "1",
             "HYPHA_LIMIT_FRAME_BYTES": "1000",
         }
     )
@@ -329,6 +330,7 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
         services_config=Path("s.yaml"),
         startup_functions=("a.py:f", "b c.py:g"),
         enable_server_apps=True,
+        owner_link=True,
         chromium_path="/opt/chrome",
         limits=replace(Limits(), frame_bytes=1000),
     )
@@ -395,6 +397,7 @@ _CONFIGS = st.builds(
     services_config=st.none() | st.builds(Path, _TEXT),
     startup_functions=st.lists(_TEXT, max_size=3).map(tuple),
     enable_server_apps=st.booleans(),
+    owner_link=st.booleans(),
     chromium_path=st.none() | _TEXT,
     environ=st.dictionaries(_TEXT, _TEXT, max_size=3),
     limits=st.builds(Limits),

@@ -113,6 +113,7 @@ def test_every_setting_has_its_variable_and_default(reference: str) -> None:
         ("HYPHA_STARTUP_FUNCTIONS", "a.py:f"),
         ("HYPHA_ENABLE_SERVER_APPS", "1"),
         ("HYPHA_CHROMIUM_PATH", "chrome"),
+        ("HYPHA_OWNER_LINK", "1"),
         ("HYPHA_LIMIT_DRAIN_SECONDS", "7"),
     ],
 )

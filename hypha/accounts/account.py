@@ -64,13 +64,14 @@ class Account:
 class Invitation:
     """The right to make one account. *by*: the id of who has invited; None for the first account of a server.
 
-    *until*: seconds since the epoch.
+    *account*: the id of one that is there and that only gets another password. *until*: seconds since the epoch.
     """
 
     email: str | None
     roles: tuple[str, ...]
     by: str | None
     until: float
+    account: str | None = None
 
     def to_record(self) -> dict[str, Any]:
         """What is kept."""

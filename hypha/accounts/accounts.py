@@ -34,6 +34,15 @@ logger = logging.getLogger(__name__)
 ACCOUNT, INVITATION, BROWSER = "account", "invitation", "browser"
 
 
+#: Who has invited, when that was who starts the server.
+COMMAND_LINE = "command line"
+
+
+def _require_admin(account: Account) -> None:
+    if not account.is_admin:
+        raise PermissionDenied("only who administers the server looks after the accounts of others")
+
+
 class Accounts:
     """The accounts of one server."""
 
@@ -75,34 +84,49 @@ class Accounts:
 
     # --- becoming one -----------------------------------------------------------------------------------------
 
-    def first_invitation(self) -> str | None:
-        """The secret of a new invitation for the administrator, as long as nobody has an account."""
-        if self._by_id:
+    def first_invitation(self, *, always: bool = False) -> str | None:
+        """The secret of a new invitation for an administrator, as long as nobody has an account, or *always*."""
+        if self._by_id and not always:
             return None
         self._forget_old()
-        return self._invite(Invitation(None, (ADMIN,), None, self._end_of_invitation()))
+        by = COMMAND_LINE if self._by_id else None
+        return self._invite(Invitation(None, (ADMIN,), by, self._end_of_invitation()))
 
     async def invite(self, by: Account, email: str = "") -> str:
         """The secret of a new invitation, for whoever has it. Whoever accepts it gets *email* as address.
 
         Raises :class:`PermissionDenied`, :class:`Conflict` and :class:`LimitExceeded`.
         """
-        if not by.is_admin:
-            raise PermissionDenied("only who administers the server invites others")
+        _require_admin(by)
         address = checked_email(email)
         if address is not None and address in self._by_name:
             raise Conflict("somebody has an account with this address already")
-        self._forget_old()
-        if len(self._invitations) >= self._limits.invitations:
-            raise LimitExceeded(f"invitations = {self._limits.invitations} wait to be accepted; let them expire")
+        self._require_room()
         secret = self._invite(Invitation(address, (), by.id, self._end_of_invitation()))
         await self._broker.records.kept()
         return secret
 
+    async def offer_password(self, by: Account, account_id: str) -> str:
+        """The secret of a link with which the account of that id gets another password.
+
+        Raises :class:`PermissionDenied`, :class:`NotFound` and :class:`LimitExceeded`.
+        """
+        _require_admin(by)
+        account = self._existing(account_id)
+        self._require_room()
+        secret = self._invite(Invitation(None, (), by.id, self._end_of_invitation(), account.id))
+        await self._broker.records.kept()
+        return secret
+
+    def _require_room(self) -> None:
+        self._forget_old()
+        if len(self._invitations) >= self._limits.invitations:
+            raise LimitExceeded(f"invitations = {self._limits.invitations} wait to be accepted; let them expire")
+
     def invitation(self, secret: str) -> Invitation:
         """What *secret* invites to. Raises :class:`NotFound` for what never was, is used up, or is too old."""
         found = self._invitations.get(mark_of(secret))
-        if found is None or found.until <= self._broker.clock() or (found.by is None and self._by_id):
+        if found is None or found.until <= self._broker.clock() or self._is_void(found):
             raise NotFound("this link was used already, or is too old; ask for a new one")
         return found
 
@@ -116,6 +140,8 @@ class Accounts:
         kept = await self.passwords.hash(password)
         # Somebody may have been faster meanwhile.
         invitation = self.invitation(secret)
+        if invitation.account is not None:
+            raise NotFound("this link is for somebody who has an account already")
         wanted, address = self._require_new(invitation, name, email)
         account = Account(new_user_id(), wanted, address, kept, invitation.roles, self._broker.clock())
         self._drop_invitation(mark_of(secret))
@@ -126,9 +152,57 @@ class Accounts:
         logger.info("%s has an account now, as %s", account.id, "administrator" if account.is_admin else "user")
         return account
 
+    async def renew(self, secret: str, password: str) -> Account:
+        """Give the account of a link another password; it is signed out everywhere, and the link is used up.
+
+        Raises :class:`NotFound` and :class:`InvalidArgument`.
+        """
+        kept = await self.passwords.hash(password)
+        invitation = self.invitation(secret)
+        account = self._existing(invitation.account or "")
+        self._drop_invitation(mark_of(secret))
+        self._set_password(account, kept)
+        await self._broker.records.kept()
+        logger.info("%s has another password", account.id)
+        return account
+
+    def removable(self, by: Account, account_id: str) -> Account:
+        """The account of that id, if *by* may remove it. Raises :class:`PermissionDenied` and :class:`NotFound`."""
+        _require_admin(by)
+        account = self._existing(account_id)
+        if account is by:
+            raise PermissionDenied("an administrator does not remove itself; another one does")
+        return account
+
+    def remove(self, account: Account) -> None:
+        """Forget *account*: it is signed out, and its workspace ends.
+
+        What it has given out is ended by who keeps that. It is kept with what else is changed now.
+        """
+        self._drop_browsers(account)
+        del self._by_id[account.id], self._by_name[account.name.lower()]
+        if account.email is not None:
+            del self._by_name[account.email]
+        self._broker.records.remove(ACCOUNT, account.id, firm=True)
+        place = self._broker.registry.workspaces.get(account.id)
+        if place is not None:
+            self._broker.delete_workspace(place)
+        logger.info("%s has no account any more", account.id)
+
+    def _existing(self, account_id: str) -> Account:
+        account = self._by_id.get(account_id)
+        if account is None:
+            raise NotFound("there is no such account")
+        return account
+
+    def _is_void(self, invitation: Invitation) -> bool:
+        """Whether something has happened that makes it worth nothing before its time."""
+        first_is_there = invitation.by is None and bool(self._by_id)
+        return first_is_there or (invitation.account is not None and invitation.account not in self._by_id)
+
     def _require_new(self, invitation: Invitation, name: str, email: str) -> tuple[str, str | None]:
         wanted = checked_name(name)
-        address = checked_email(email) if invitation.by is None else invitation.email
+        address = checked_email(email) if invitation.by in {None, COMMAND_LINE} else invitation.email
         if wanted.lower() in self._by_name:
             raise Conflict("this name is taken; choose another")
         if address is not None and address in self._by_name:
@@ -215,11 +289,18 @@ class Accounts:
             raise NotAuthenticated("this is not your password")
         self._tries_from.give_back(place(address))
         self._tries.give_back(mark_of(account.name.lower()))
-        account.password = await self.passwords.hash(new)
-        self._broker.records.put(ACCOUNT, account.id, account.to_record(), firm=True)
-        for mark in [mark for mark, entry in self._browsers.items() if entry[0] == account.id and mark != browser.mark]:
-            self._drop_browser(mark)
+        self._set_password(account, await self.passwords.hash(new), besides=browser.mark)
         await self._broker.records.kept()
+
+    def _set_password(self, account: Account, kept: str, besides: str = "") -> None:
+        account.password = kept
+        self._broker.records.put(ACCOUNT, account.id, account.to_record(), firm=True)
+        self._drop_browsers(account, besides)
+
+    def _drop_browsers(self, account: Account, besides: str = "") -> None:
+        """Sign *account* out everywhere, but for one browser."""
+        for mark in [mark for mark, (owner, _, _) in self._browsers.items() if owner == account.id and mark != besides]:
+            self._drop_browser(mark)
 
     def browsers_of(self, account: Account) -> int:
         """In how many browsers the account is signed in."""
@@ -245,6 +326,6 @@ class Accounts:
 
     def _forget_old(self) -> None:
         now = self._broker.clock()
-        gone = [mark for mark, item in self._invitations.items() if item.until <= now or (not item.by and self._by_id)]
+        gone = [mark for mark, item in self._invitations.items() if item.until <= now or self._is_void(item)]
         for mark in gone:
             self._drop_invitation(mark)

@@ -108,10 +108,18 @@ class IssuedTokens:
         item = self._tokens.get(token_id)
         if item is None or item.account != account.id:
             raise NotFound("there is no such token")
+        self._end(account, item)
+        await self._broker.records.kept()
+
+    def end_all(self, account: Account) -> None:
+        """Do that to all tokens of *account*; it is kept with what else is changed now."""
+        for item in self.of(account):
+            self._end(account, item)
+
+    def _end(self, account: Account, item: Issued) -> None:
         holder = replace(account.principal, tokens=(item.id,), expires_at=item.until)
         self._broker.tokens.revoke(holder, account.id)
         self._forget(item)
-        await self._broker.records.kept()
 
     def _on_use(self, tokens: Collection[str]) -> None:
         for token_id in tokens:

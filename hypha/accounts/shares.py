@@ -152,6 +152,11 @@ class Shares:
         self._forget(item)
         await self._broker.records.kept()
 
+    def end_all(self, account: Account) -> None:
+        """Do that to all links of *account*; it is kept with what else is changed now."""
+        for item in self.of(account):
+            self._forget(item)
+
     def sweep(self) -> None:
         """Forget those that have ended."""
         now = self._broker.clock()

@@ -39,9 +39,9 @@ def sign_in(root: str, key: str = "", problem: str | None = None, name: str = ""
 
 def join(root: str, secret: str, invitation: Invitation, problem: str | None = None, name: str = "") -> str:
     """The form to make an account."""
-    first = invitation.by is None
+    first = bool(invitation.roles)
     what = (
-        "<p>This is the first account of this server. It administers the server and invites others.</p>"
+        "<p>This account administers the server and invites others.</p>"
         if first
         else "<p>You are invited to this server. With an account your programs keep their place here.</p>"
     )
@@ -60,6 +60,18 @@ def join(root: str, secret: str, invitation: Invitation, problem: str | None = N
 <label>Password <small>(at least {MIN_LENGTH} characters)</small>
 <input name="password" type="password" autocomplete="new-password" minlength="{MIN_LENGTH}" required></label>
 <button class="main">Make the account</button>
+</form>"""
+
+
+def renew(root: str, secret: str, name: str, problem: str | None = None) -> str:
+    """The form for another password."""
+    return f"""<header><h1>Choose a password</h1></header>
+<p>For the account <b>{escape(name)}</b>. All browsers in which it is signed in are signed out.</p>{_problem(problem)}
+<form class="tall" method="post" action="{root}account/join">
+{_hidden(link=secret, name=name)}
+<label>New password <small>(at least {MIN_LENGTH} characters)</small>
+<input name="password" type="password" autocomplete="new-password" minlength="{MIN_LENGTH}" required autofocus></label>
+<button class="main">Take it</button>
 </form>"""
 
 
@@ -245,7 +257,7 @@ def _share(root: str, browser: SignedIn, item: Share, now: float) -> str:
 
 
 def _invite_form(root: str, browser: SignedIn, people: list[Account]) -> str:
-    items = "".join(_person(person) for person in people)
+    items = "".join(_person(root, browser, person) for person in people)
     return f"""<h2>People</h2>
 <ul class="cards">{items}</ul>
 <form class="tall" method="post" action="{root}account/invitations">
@@ -256,10 +268,20 @@ def _invite_form(root: str, browser: SignedIn, people: list[Account]) -> str:
 </form>"""
 
 
-def _person(person: Account) -> str:
+def _person(root: str, browser: SignedIn, person: Account) -> str:
     email = f" {escape(person.email)}" if person.email else ""
     role = "administers this server" if person.is_admin else "user"
-    return f"<li><div><b>{escape(person.name)}</b>{email}</div><span>{role}</span></li>"
+    name = escape(person.name)
+    fields = _hidden(form=browser.form, id=person.id)
+    deeds = (
+        ""
+        if person is browser.account
+        else f"""<details><summary aria-label="More about {name}">More</summary>
+<form method="post" action="{root}account/people/password">{fields}<button>Link for another password</button></form>
+<form method="post" action="{root}account/people/remove">{fields}<button>Remove with all that is theirs</button></form>
+</details>"""
+    )
+    return f"<li><div><b>{name}</b>{email}</div><span>{role}</span>{deeds}</li>"
 
 
 def _password_form(root: str, browser: SignedIn) -> str:

@@ -15,7 +15,7 @@ from hypercorn.typing import HTTPScope
 from quart import Response, redirect, request
 from quart_trio import QuartTrio
 
-from hypha.accounts.account import SignedIn
+from hypha.accounts.account import Invitation, SignedIn
 from hypha.accounts.people import People
 from hypha.broker.access import Level, level_in
 from hypha.broker.broker import Broker
@@ -48,6 +48,8 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker], people_of: Calla
         "/account/shares": desk.share,
         "/account/shares/revoke": desk.revoke_share,
         "/account/invitations": desk.invite,
+        "/account/people/password": desk.offer_password,
+        "/account/people/remove": desk.remove,
         "/account/allow": desk.allowed,
     }
     for method, table in (("GET", shown), ("POST", sent)):
@@ -99,7 +101,16 @@ class _Desk:
         require_navigation()
         secret = request.args.get("link", "")
         invitation = self._people.accounts.invitation(secret)
-        return document("Make your account", pages.join(to_root(), secret, invitation))
+        return self._join_page(secret, invitation)
+
+    def _join_page(
+        self, secret: str, invitation: Invitation, error: HyphaError | None = None, name: str = ""
+    ) -> Response:
+        problem, status = (None, 200) if error is None else (str(error), error.status)
+        account = self._people.accounts.get(invitation.account or "")
+        if account is not None:
+            return document("Choose a password", pages.renew(to_root(), secret, account.name, problem), status)
+        return document("Make your account", pages.join(to_root(), secret, invitation, problem, name), status)
 
     async def allow(self) -> Response:
         """Whether a program that waits gets a token."""
@@ -145,13 +156,16 @@ class _Desk:
         secret, name = form.get("link", ""), form.get("name", "")
         accounts = self._people.accounts
         invitation = accounts.invitation(secret)
+        password = form.get("password", "")
         try:
-            account = await accounts.join(secret, name, form.get("password", ""), form.get("email", ""))
+            if invitation.account is None:
+                account = await accounts.join(secret, name, password, form.get("email", ""))
+            else:
+                account = await accounts.renew(secret, password)
         except NotFound:
             raise
         except HyphaError as error:
-            page = pages.join(to_root(), secret, invitation, str(error), name)
-            return document("Make your account", page, error.status)
+            return self._join_page(secret, invitation, error, name)
         return self._with_cookie(_to("account"), await accounts.enter_browser(account))
 
     async def sign_out(self) -> Response:
@@ -210,6 +224,20 @@ class _Desk:
         told = "Send it to one person, who makes one account with it. It is not shown again."
         url = f"{self._url()}/account/join?link={secret}"
         return document("Invitation", pages.new_link(to_root(), "An invitation", told, url))
+
+    async def offer_password(self) -> Response:
+        """A link with which somebody gets another password."""
+        browser, form = await self._form()
+        secret = await self._people.accounts.offer_password(browser.account, form.get("id", ""))
+        told = "Send it to the person whose account it is. It is good once, and not shown again."
+        url = f"{self._url()}/account/join?link={secret}"
+        return document("Another password", pages.new_link(to_root(), "Another password", told, url))
+
+    async def remove(self) -> Response:
+        """One account less."""
+        browser, form = await self._form()
+        removed = await self._people.remove(browser.account, form.get("id", ""))
+        return self._account(browser, f"{removed.name} has no account here any more.")
 
     async def allowed(self) -> Response:
         """Give the program that waits a token."""

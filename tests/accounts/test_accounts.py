@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -270,6 +271,67 @@ async def test_a_form_belongs_to_one_browser(town: Town) -> None:
     for sent in (second.form, "", "é", first.mark):
         with pytest.raises(PermissionDenied):
             accounts.check_form(first, sent)
+
+
+# --- for administrators -------------------------------------------------------------------------------------------
+
+
+async def test_who_forgot_a_password_gets_a_link_for_another_one(town: Town) -> None:
+    owner = await town.owner()
+    guest = await town.guest(owner)
+    accounts = town.people.accounts
+    cookie = await accounts.sign_in("bob", PASSWORD, HERE)
+    with pytest.raises(PermissionDenied):
+        await accounts.offer_password(guest, owner.id)
+    with pytest.raises(NotFound, match="no such account"):
+        await accounts.offer_password(owner, "nonsense")
+    secret = await accounts.offer_password(owner, guest.id)
+    with pytest.raises(NotFound):
+        await accounts.join(secret, "eve", PASSWORD)  # it makes no account
+    with pytest.raises(InvalidArgument):
+        await accounts.renew(secret, "short")
+    assert await accounts.renew(secret, "another horse") is guest
+    assert accounts.signed_in(cookie) is None
+    await accounts.sign_in("bob", "another horse", HERE)
+    await refusal(town, "bob", PASSWORD)
+    for used in (secret, await accounts.invite(owner)):
+        with pytest.raises(NotFound):
+            await accounts.renew(used, "a third horse")
+
+
+async def test_who_starts_the_server_can_always_become_an_administrator(town: Town) -> None:
+    await town.owner()
+    secret = town.people.accounts.first_invitation(always=True)
+    assert secret is not None
+    again = await town.people.accounts.join(secret, "grace", PASSWORD, "grace@lab.example")
+    assert (again.roles, again.email) == (("admin",), "grace@lab.example")
+    with pytest.raises(NotFound):
+        town.people.accounts.invitation(secret)
+
+
+async def test_a_removed_account_leaves_nothing_that_works(town: Town) -> None:
+    owner = await town.owner()
+    guest = await town.guest(owner, email="bob@lab.example")
+    cookie = await town.people.accounts.sign_in("bob", PASSWORD, HERE)
+    renewal = await town.people.accounts.offer_password(owner, guest.id)
+    token = await town.people.tokens.issue(guest, "x", 3600)
+    link = await town.people.shares.share(guest, "x", 3600, guest.id, "model")
+    for by, account_id in ((guest, owner.id), (owner, owner.id)):
+        with pytest.raises(PermissionDenied):
+            await town.people.remove(by, account_id)
+    await town.people.remove(owner, guest.id)
+    for now in (town, town.killed()):
+        people, broker = now.people, now.broker
+        assert people.accounts.signed_in(cookie) is None
+        assert guest.id not in broker.registry.workspaces
+        for look in (partial(people.shares.find, link), partial(people.accounts.invitation, renewal)):
+            with pytest.raises(NotFound):
+                look()
+        with pytest.raises(NotAuthenticated):
+            broker.authenticate(token)
+        assert type(await refusal(now, "bob", PASSWORD)) is NotAuthenticated
+    again = await town.guest(owner, email="bob@lab.example")
+    assert again.id != guest.id
 
 
 # --- what outlives the server -------------------------------------------------------------------------------------

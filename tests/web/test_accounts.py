@@ -44,7 +44,7 @@ async def test_the_first_account_is_made_and_is_signed_in(server: MemoryStack) -
     chrome = Chrome(server)
     secret = people_of(server).accounts.first_invitation()
     page = await chrome.get(f"/account/join?link={secret}")
-    assert b"the first account of this server" in page.body
+    assert b"administers the server and invites" in page.body
     assert field_of(page, "link") == secret
     fields = {"link": str(secret), "name": "ada", "password": PASSWORD, "email": "ada@lab.example"}
     answer = await chrome.post("/account/join", fields)
@@ -216,6 +216,30 @@ async def test_a_guest_is_invited_and_is_no_administrator(chrome: Chrome) -> Non
     assert (again.status, alert(again)) == (409, "This name is taken; choose another.")
 
 
+async def test_another_password_by_a_link_and_removing(chrome: Chrome) -> None:
+    guest = Chrome(chrome.stack)
+    await guest.become(
+        "bob", await people_of(chrome.stack).accounts.invite(people_of(chrome.stack).accounts.everybody()[0])
+    )
+    bob = people_of(chrome.stack).accounts.everybody()[1]
+    assert (await guest.send("/account/people/password", id=bob.id)).status == 403
+    assert (await guest.send("/account/people/remove", id=bob.id)).status == 403
+    link = shown(await chrome.send("/account/people/password", id=bob.id))
+    page = await guest.get(link.removeprefix(ORIGIN))
+    assert b"For the account <b>bob</b>" in page.body
+    fields = {"link": field_of(page, "link"), "name": "ignored", "password": "short"}
+    short = await guest.post("/account/join", fields)
+    assert (short.status, alert(short)) == (400, "A password has 8 to 1024 characters.")
+    done = await guest.post("/account/join", {**fields, "password": "another horse"})
+    assert done.status == 303
+    assert b"<h1>bob</h1>" in (await guest.get("/account")).body
+    removed = await chrome.send("/account/people/remove", id=bob.id)
+    assert b"bob has no account here any more" in removed.body
+    assert b"<h1>Sign in</h1>" in (await guest.get("/account")).body
+    mine = await chrome.send("/account/people/remove", id=people_of(chrome.stack).accounts.everybody()[0].id)
+    assert (mine.status, b"does not remove itself" in mine.body) == (403, True)
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -238,6 +262,10 @@ async def test_forms_of_other_sites_are_refused(chrome: Chrome, path: str, origi
         ("/account/invitations", {}),
         ("/account/password", {"old": PASSWORD, "new": "another horse"}),
         ("/account/allow", {"key": "x"}),
+        ("/account/shares", {"service": "x y"}),
+        ("/account/shares/revoke", {"id": "x"}),
+        ("/account/people/password", {"id": "x"}),
+        ("/account/people/remove", {"id": "x"}),
         ("/account/sign-out", {}),
     ],
 )
