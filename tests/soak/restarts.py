@@ -36,9 +36,9 @@ from tests.soak.legacy_peer import Disconnected
 DELAYS = {"0.5.6": 3.0, "0.5.59": 3.0 + 3.0, "imjoy-rpc": 2.0 + 3.0, "0.21.47": 3.0, "hypha-rpc": 3.0, "own": 3.0}
 _CALLERS = 4
 _PATIENCE = 40.0
-#: Seconds for which all have a server again before it ends the next time. What is lost sooner returns with growing
-#: delays: hypha-rpc and our own client after 5 seconds. The client of imjoy-rpc 0.5.59 for Python looks at its connection 3
-#: seconds after each return, and computes for ever when that is closed in this very moment (``docs/clients.md``).
+#: Seconds for which all have a server again before it ends the next time. Within 5 seconds hypha-rpc and our own client
+#: return with growing delays, and imjoy-rpc 0.5.59 for Python looks at its connection 3 seconds after each return, and
+#: computes for ever when that is closed in this very moment (``docs/clients.md``).
 _CALM = 6.0
 
 JAVASCRIPT = """
