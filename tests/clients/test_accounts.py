@@ -230,6 +230,34 @@ EVIL = """
 
 
 @pytest.mark.parametrize("generation", [GENERATIONS[-1], MODERN])
+async def test_a_program_that_logs_in_is_let_in_by_who_signs_in(
+    tmp_path: Path, chrome: Browser, start_client: StartClient, generation: str
+) -> None:
+    async with serving(tmp_path) as (running, url):
+        page = await join(running, chrome)
+        owner = await page.evaluate("document.querySelector('dd code').textContent")
+        await page.leave("document.querySelector('form[action$=sign-out] button').click()")
+        async with start_client(generation, SCRIPTS / "log_in.py", url) as program:
+            context = json.loads((await program.wait_for("^context (.*)$"))[1])
+            await page.go(context["login_url"])
+            await page.leave("document.querySelector('a.button').click()")
+            for name, value in (("name", "ada"), ("password", PASSWORD)):
+                await page.evaluate(f"document.querySelector('[name={name}]').value = {json.dumps(value)}")
+            await page.leave("document.querySelector('button.main').click()")
+            assert "A program in Python started to log in" in await text_of(page)
+            await page.leave("document.querySelector('button.main').click()")
+            assert "has its token and goes on" in await text_of(page)
+            token, workspace = json.loads((await program.wait_for("^in (.*)$"))[1])
+            assert workspace == owner
+            assert (await program.wait()).returncode == 0
+        await page.go(f"{url}/account")
+        assert "login of a program in Python" in await text_of(page)
+        assert token not in await page.evaluate("document.documentElement.outerHTML")
+        assert page.problems == []
+        assert token not in running.stdout + running.stderr
+
+
+@pytest.mark.parametrize("generation", [GENERATIONS[-1], MODERN])
 async def test_a_link_is_shared_and_whoever_opens_it_calls(
     tmp_path: Path, chrome: Browser, start_client: StartClient, generation: str
 ) -> None:
