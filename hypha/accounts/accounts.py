@@ -212,10 +212,17 @@ class Accounts:
         return wanted, address
 
     def _make_workspace(self, account: Account) -> None:
-        workspace = self._broker.registry.create_workspace(account.id, owners=[account.id], persistent=True)
+        """Its own, which is kept; nothing happens when it has one. Who is there already stays."""
+        registry = self._broker.registry
+        workspace = registry.workspaces.get(account.id)
+        if workspace is not None and workspace.persistent:
+            return
+        if workspace is None:
+            workspace = registry.create_workspace(account.id)
+            workspace.idle_since = self._broker.now()
+        workspace.owners, workspace.persistent = workspace.owners or [account.id], True
         workspace.description = f"The workspace of {account.name}"
-        workspace.idle_since = self._broker.now()
-        self._broker.registry.ledger.workspace(workspace)
+        registry.ledger.workspace(workspace)
 
     def _enter(self, account: Account) -> None:
         self._by_id[account.id] = self._by_name[account.name.lower()] = account
@@ -256,6 +263,7 @@ class Accounts:
 
     async def enter_browser(self, account: Account) -> str:
         """The secret for the cookie of a browser that has proved to be the account's."""
+        self._make_workspace(account)  # it may have been deleted
         secret, now = new_secret(), self._broker.clock()
         own = [mark for mark, (owner, _, _) in self._browsers.items() if owner == account.id]
         for mark in own[: max(0, len(own) + 1 - self._limits.browsers_per_account)]:

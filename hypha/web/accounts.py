@@ -7,6 +7,7 @@ websockets and functions ask for a token.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import wraps
 from typing import cast
 from urllib.parse import urlencode
@@ -252,7 +253,8 @@ class _Desk:
         account, tokens = browser.account, self._people.tokens
         seconds = attempt.expires_in or self._broker.limits.token_seconds
         level = self._level(browser, attempt.workspace)
-        label = f"login of a program in {attempt.language}"
+        program, _, _ = asked(attempt, 0)
+        label = f"login of {program[:1].lower()}{program[1:]}"
         text = await tokens.issue(account, label, seconds, attempt.workspace, level)
         visit = Visit(account.principal, account.id, self._url(), "HTTP")
         try:
@@ -285,12 +287,9 @@ class _Desk:
 
     def _workspaces(self, browser: SignedIn) -> list[tuple[Workspace, Level]]:
         """Those that the account has a part in; its own first. Being everywhere as administrator is no part."""
-        user = browser.account.principal
-        found = [
-            (place, level_in(user, place))
-            for place in self._broker.registry.workspaces.values()
-            if not {user.id, user.email or user.id}.isdisjoint({place.name, *place.owners, *place.allow_list})
-        ]
+        user = replace(browser.account.principal, roles=())
+        levels = ((place, level_in(user, place)) for place in self._broker.registry.workspaces.values())
+        found = [(place, level) for place, level in levels if level is not Level.NONE]
         return sorted(found, key=lambda item: (item[0].name != user.id, item[0].name))
 
     def _level(self, browser: SignedIn, workspace: str | None) -> str:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from hypha.accounts.passwords import Cost
+from hypha.broker.broker import Credentials
 from hypha.config import Limits
 from hypha.errors import (
     Conflict,
@@ -20,7 +21,9 @@ from hypha.errors import (
     NotFound,
     PermissionDenied,
 )
+from hypha.wire.dialect import MODERN
 from tests.accounts.scene import CHEAP, PASSWORD, Town
+from tests.broker.memory import MemoryTransport
 
 HERE = "192.0.2.1"
 
@@ -271,6 +274,21 @@ async def test_a_form_belongs_to_one_browser(town: Town) -> None:
     for sent in (second.form, "", "é", first.mark):
         with pytest.raises(PermissionDenied):
             accounts.check_form(first, sent)
+
+
+async def test_signing_in_brings_back_ones_own_workspace(town: Town) -> None:
+    owner = await town.owner()
+    workspaces = town.broker.registry.workspaces
+    town.broker.delete_workspace(workspaces[owner.id])
+    token = await town.people.tokens.issue(owner, "x", 60)
+    town.broker.attach(
+        town.broker.admit(Credentials("a", token=token)), MODERN, MemoryTransport(), base_url=""
+    )  # makes one that is not kept
+    assert not workspaces[owner.id].persistent
+    await town.people.accounts.sign_in("ada", PASSWORD, HERE)
+    assert (workspaces[owner.id].persistent, workspaces[owner.id].owners) == (True, [owner.id])
+    assert list(workspaces[owner.id].members) == ["a"]
+    assert town.killed().broker.registry.workspaces[owner.id].persistent
 
 
 # --- for administrators -------------------------------------------------------------------------------------------

@@ -390,7 +390,7 @@ async def test_a_program_is_let_in_by_who_signs_in(chrome: Chrome) -> None:
     told = await fetch(chrome.stack, key)
     assert (told["user_id"], told["workspace"], told["name"]) == (account.id, account.id, "ada")
     (item,) = people_of(chrome.stack).tokens.of(account)
-    assert item.label == "login of a program in HTTP"
+    assert item.label == "login of a program that speaks HTTP"
     assert item.id in chrome.stack.broker.tokens.verify(told["token"]).tokens
     over = await newcomer.send("/account/allow", key=key)
     assert (over.status, b"no program waits" in over.body.lower()) == (404, True)
