@@ -94,6 +94,18 @@ async def test_a_holder_is_told_as_what_it_is(lab: Lab) -> None:
         assert (told["user"]["email"], told["user"]["roles"]) == (None, [])
 
 
+async def test_what_is_in_a_workspace_that_the_account_has_made_is_shared_too(lab: Lab) -> None:
+    account = people_of(lab.stack).accounts.everybody()[0]
+    await lab.provider.manager("create_workspace", {"name": "lab"})
+    token = await people_of(lab.stack).tokens.issue(account, "lab", 3600, "lab", "admin")
+    provider = await join(lab.stack, "second", f"&token={token}")
+    await provider.provide("model", {"hello": hello}, "protected")
+    link = await lab.share(service="lab model")
+    assert (await lab.call(f"{link}/hello", name="Ada")).json() == "Hello Ada"
+    lab.stack.broker.registry.workspaces["lab"].owners = ["somebody"]
+    assert (await lab.call(f"{link}/hello", name="Ada")).status == 404
+
+
 async def test_a_link_to_one_function_leads_to_no_other(lab: Lab) -> None:
     link = await lab.share(function="hello")
     assert (await lab.call(f"{link}/hello", name="Ada")).status == 200
