@@ -38,6 +38,8 @@ _SCRIPT = """
   const key = new URLSearchParams(location.search).get("key");
   const note = document.getElementById("status");
   const buttons = document.querySelectorAll("button");
+  // Account pages are shown in no frame.
+  if (window.top !== window) document.querySelector("a.button").target = "_blank";
 
   async function call(name, values) {
     const headers = { "Content-Type": "application/json" };
