@@ -21,6 +21,7 @@ from hypha.launch.launcher import Launcher
 from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
+from hypha.memory import Spare
 from hypha.store import DataDir, Documents, open_data_dir
 from hypha.web import app_pages, assets, guard, listing, login
 from hypha.web.apps import Apps as Mounts
@@ -204,12 +205,14 @@ def _server_id(key: bytes) -> str:
 
 async def _sweep(rooms: Rooms) -> None:
     """The clock of everything that has a deadline: one task for all."""
+    spare = Spare()
     while True:
         await trio.sleep(_SWEEP_SECONDS)
         rooms.connections.sweep(trio.current_time())
         rooms.broker.sweep()
         if rooms.apps is not None:
             rooms.apps.sweep(trio.current_time())
+        spare.sweep()
 
 
 def build(config: Config) -> Assembly:

@@ -18,8 +18,9 @@ from hypha.assembly import build
 from hypha.banner import say
 from hypha.config import Config
 from hypha.lazy import Application, Failure, Message, Receive, Send
+from hypha.memory import tune_memory
 from hypha.parent import STOPPED
-from hypha.worker import configure_logging, die_with_parent, tune_memory
+from hypha.worker import configure_logging, die_with_parent
 
 
 def make(environ: Mapping[str, str]) -> Application:
