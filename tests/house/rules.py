@@ -125,7 +125,8 @@ RULES = (
         {
             "aio.py": 2,  # a function of trio, whose error the event loop shall raise; a job of the executor
             "broker/endpoint.py": 1,  # the call boundary of the server's own functions
-            "client/peer.py": 2,  # the call boundary of the program's functions; one message
+            "client/peer.py": 1,  # one message
+            "client/serving.py": 1,  # the call boundary of the program's functions
             "client/server.py": 1,  # the block of the program, whose error no nursery shall wrap
             "launch/module.py": 1,  # a module of the person who starts the server, in the server's process
             "lazy.py": 1,  # the start of the application
@@ -171,7 +172,8 @@ RULES = (
             "broker/modern.py": 1,  # pings of all clients of a workspace, which end within the call that asks for them
             "broker/outbox.py": 1,  # the writer of a full socket
             "client/link.py": 1,  # what serves a connection
-            "client/peer.py": 2,  # a call of another peer, a generator that it iterates
+            "client/peer.py": 1,  # a generator that another peer iterates
+            "client/serving.py": 1,  # a call of another peer
             "client/server.py": 2,  # the client; the program's handler of an event, for as long as it is connected
             "sync.py": 1,  # a call that a thread waits for, ended with the connection
             "testing.py": 1,  # a connection in memory, in the nursery of Hypercorn's
