@@ -28,6 +28,7 @@ from hypha.launch.plan import read_plan
 from hypha.web import app_pages, assets, listing, login
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
+from tests.house.certificate import CERTIFICATE, KEY
 from tests.house.examples import RUNNABLE, blocks, examples, pages
 from tests.house.processes import Running, Server
 from tests.house.steps import ROOT
@@ -39,7 +40,15 @@ RUN = {
     "docs/client.md": {"worker", "caller", "script", "values"},
     "docs/javascript.md": {"page", "module", "node"},  # tests/clients/test_own_javascript.py
     "docs/testing.md": {"ini", "hello", "memory", "conftest", "fixture"},  # tests/test_testing.py
-    "docs/how-to.md": {"mounts", "limit", "javascript", "login", "hypercorn", "app"},  # app: tests/apps/test_example.py
+    "docs/how-to.md": {
+        "mounts",
+        "limit",
+        "javascript",
+        "login",
+        "hypercorn",
+        "https",
+        "app",
+    },  # app: tests/apps/test_example.py
 }
 
 ADDRESS = "http://localhost:9000"
@@ -385,6 +394,42 @@ async def test_the_recipe_for_hypercorn(nursery: trio.Nursery, tmp_path: Path) -
         async with shell(nursery, f"curl -s {url}/health/readiness", tmp_path) as curl:
             assert (await curl.wait()).stdout.strip() == '{"status":"OK"}'
         await stop(server)
+
+
+@pytest.mark.slow
+async def test_the_recipe_for_https(nursery: trio.Nursery, tmp_path: Path) -> None:
+    code = examples("docs/how-to.md")["https"].replace(":9443", ":0")
+    (tmp_path / "cert.pem").write_text(CERTIFICATE)
+    (tmp_path / "key.pem").write_text(KEY)
+    async with shell(nursery, code, tmp_path, path=Path(sys.executable).parent) as server:
+        port = (await server.wait_for(r"Running on https://0.0.0.0:(\d+)", "stderr"))[1]
+        page = f"curl -s --cacert cert.pem https://localhost:{port}/health/readiness"
+        async with shell(nursery, page, tmp_path) as curl:
+            assert (await curl.wait()).stdout.strip() == '{"status":"OK"}'
+        program = tmp_path / "client.py"
+        program.write_text(_SECURE_CLIENT)
+        trusting = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")}
+        address = f"https://localhost:{port}"
+        command = [environments.CLIENTS[-1].python, program, address]
+        async with processes.start(nursery, command, cwd=tmp_path, environ=trusting) as client:
+            assert (await client.wait()).stdout.splitlines()[0] == f"5000000 {address}"
+        await stop(server)
+
+
+_SECURE_CLIENT = """
+import asyncio
+import sys
+
+from hypha_rpc import connect_to_server
+
+async def main():
+    async with connect_to_server({"server_url": sys.argv[1]}) as server:
+        await server.register_service({"id": "echo", "echo": lambda data: data})
+        service = await server.get_service("echo")
+        print(len(await service.echo(bytes(5_000_000))), server.config.public_base_url)
+
+asyncio.run(main())
+"""
 
 
 @asynccontextmanager

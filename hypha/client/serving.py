@@ -138,7 +138,8 @@ class Serving:
                 fields = {"type": "method", "to": sender, "method": method, "parent": session}
                 await self._peer.send(channel, fields, {"args": [value]}, session)
         except HyphaError as exc:
-            logger.warning("the answer to %s could not be sent: %s", sender, exc)
+            if self._peer.current is not None:  # with a connection that is lost, so are all answers
+                logger.warning("the answer to %s could not be sent: %s", sender, exc)
             error = values.error(exc.remote_text(), exc.code)
             if promise is not None:
                 self._peer.put(calls.answer(sender, promise.reject, running.session, error))
