@@ -21,6 +21,7 @@ from hypha.apps.gate import Gate
 from hypha.apps.page import page
 from hypha.apps.probe import Probe, ProbeFailed, parse_probe
 from hypha.apps.progress import Progress, Tell
+from hypha.apps.python import find_pyodide
 from hypha.broker.access import Level, Principal, level_in
 from hypha.broker.session import PeerSession
 from hypha.broker.tokens import new_user_id
@@ -185,7 +186,7 @@ class Runner:
         try:
             with app.scope:
                 source = await self._catalog.source(app.installed)
-                app.html = page(source)
+                app.html = page(source, await find_pyodide(self._broker.config.static_mounts))
                 app.progress.info("opening its page" if self.browser.is_up else "starting the browser")
                 async with self.browser.open(app) as app.page:
                     await self._with_token(app, app.page, source.config)
