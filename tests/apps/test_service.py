@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from hypha.apps.found import NoBrowser, find_browser, unwrapped
-from hypha.config import Limits
+from hypha.config import Limits, parse_mount
 from hypha.errors import HyphaError
 from hypha.store import Documents
 from hypha.testing import open_server
@@ -104,6 +104,24 @@ async def test_the_source_of_an_app_is_bounded_exactly() -> None:
         for source in ("x" * 101, "x" * 99 + "é"):
             with pytest.raises(HyphaError, match="app_source_bytes = 100"):
                 await apps.install(source, config=WINDOW)
+
+
+async def test_the_apps_of_a_workspace_are_listed_over_http_to_who_may_see_it(tmp_path: Path) -> None:
+    (tmp_path / "apps").mkdir()
+    mounts = (parse_mount(f"/:{tmp_path}", tmp_path),)  # which hides no list of the server
+    async with (
+        open_server(enable_server_apps=True, base_path="/base", static_mounts=mounts) as server,
+        server.connect({"token": server.token("lab")}) as user,
+        httpx.AsyncClient(base_url=server.url, follow_redirects=True) as client,
+    ):
+        apps = await user.get_service("server-apps")
+        app = await apps.install(SOURCE, config=WINDOW)
+        reader = {"Authorization": f"Bearer {server.token('lab', 'read')}"}
+        for path in ("lab/apps", "lab/apps/"):
+            assert (await client.get(path, headers=reader)).json() == [app]
+        stranger, missing = await client.get("lab/apps"), await client.get("there-is-none/apps")
+        assert (stranger.status_code, missing.status_code) == (404, 404)
+        assert stranger.json()["detail"].replace("lab", "there-is-none") == missing.json()["detail"]
 
 
 # --- without a browser ------------------------------------------------------------------------------------------
