@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -88,6 +90,10 @@ class Tokens:
     def verify(self, text: str) -> Principal:
         """The principal that an access token proves. Raises :class:`NotAuthenticated` saying what is wrong."""
         return _principal(self._claims(text, "access"))
+
+    def is_foreign(self, text: str) -> bool:
+        """Whether *text* has neither the form of a token of ours nor of another such server's, good or not."""
+        return _LEGACY_MARK not in text and _named_issuer(text) != _ISSUER
 
     def verify_resumption(self, text: str) -> Resumption:
         """What a reconnection token proves. Raises :class:`NotAuthenticated`."""
@@ -202,6 +208,15 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
         expires_at=claims["exp"] if is_access else claims.get("until"),
         tokens=(*through, str(claims.get("jti"))) if is_access else through,
     )
+
+
+def _named_issuer(text: str) -> object:
+    """Who a JWT says that it is from, which proves nothing; None for what is no JWT."""
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))
+        return claims.get("iss") if isinstance(claims, dict) else None
+    except (IndexError, ValueError, RecursionError):
+        return None
 
 
 def legacy_form(principal_id: str, token: str) -> str:

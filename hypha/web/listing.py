@@ -14,15 +14,18 @@ from quart_trio import QuartTrio
 from hypha.broker.access import Action, Level, Principal, level_in, may
 from hypha.broker.broker import Broker
 from hypha.broker.info import summary
+from hypha.broker.own import Visit
 from hypha.broker.registry import Workspace
 from hypha.broker.session import Service
 from hypha.errors import NotAcceptable, NotFound
-from hypha.web.http import bearer_token
+from hypha.web.http import base_url, bearer_token
 from hypha.web.lookup import Target, fetch, resolve
 from hypha.wire import values
+from hypha.wire.address import PUBLIC_WORKSPACE
 
 _ENTRIES_AT_ONCE = 50  # then others have their turn
-_LISTING = re.compile(r"/[^/]+/(info|services/?|services/[^/]+/?)")
+_LISTING = re.compile(r"/[^/]+/(info|services/?|services/[^/]+/?|apps/?)")
+_SERVER_APPS = "server-apps"
 
 
 def is_listing(path: str) -> bool:
@@ -68,6 +71,18 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
         if not listed and (place is None or level_in(principal, place) is Level.NONE):
             raise _hidden(workspace)
         return jsonify(await _entries(broker, listed))
+
+    @app.get("/<workspace>/apps", strict_slashes=False)
+    async def apps(workspace: str) -> Response:
+        broker, principal = asker()
+        place = broker.registry.workspaces.get(workspace)
+        if place is None or not may(principal, Action.READ, place).allowed:
+            raise _hidden(workspace)
+        scope = cast(HTTPScope, request.scope)
+        visit = Visit(principal, place.name, base_url(scope, scope["root_path"]), "HTTP")
+        found, _ = resolve(broker, Target(PUBLIC_WORKSPACE, _SERVER_APPS, ()), principal)
+        listed = await broker.server.own.call(found, f"services.{_SERVER_APPS}.list_apps", visit, [place.name], {})
+        return jsonify(listed)
 
     @app.get("/<workspace>/services/<service_id>", strict_slashes=False)
     async def service(workspace: str, service_id: str) -> Response:

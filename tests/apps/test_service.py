@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import trio
 
 from hypha.apps.found import NoBrowser, find_browser, unwrapped
-from hypha.config import Limits
+from hypha.config import Limits, parse_mount
 from hypha.errors import HyphaError
 from hypha.store import Documents
 from hypha.testing import open_server
@@ -104,6 +106,24 @@ async def test_the_source_of_an_app_is_bounded_exactly() -> None:
                 await apps.install(source, config=WINDOW)
 
 
+async def test_the_apps_of_a_workspace_are_listed_over_http_to_who_may_see_it(tmp_path: Path) -> None:
+    (tmp_path / "apps").mkdir()
+    mounts = (parse_mount(f"/:{tmp_path}", tmp_path),)  # which hides no list of the server
+    async with (
+        open_server(enable_server_apps=True, base_path="/base", static_mounts=mounts) as server,
+        server.connect({"token": server.token("lab")}) as user,
+        httpx.AsyncClient(base_url=server.url, follow_redirects=True) as client,
+    ):
+        apps = await user.get_service("server-apps")
+        app = await apps.install(SOURCE, config=WINDOW)
+        reader = {"Authorization": f"Bearer {server.token('lab', 'read')}"}
+        for path in ("lab/apps", "lab/apps/"):
+            assert (await client.get(path, headers=reader)).json() == [app]
+        stranger, missing = await client.get("lab/apps"), await client.get("there-is-none/apps")
+        assert (stranger.status_code, missing.status_code) == (404, 404)
+        assert stranger.json()["detail"].replace("lab", "there-is-none") == missing.json()["detail"]
+
+
 # --- without a browser ------------------------------------------------------------------------------------------
 
 
@@ -120,6 +140,26 @@ async def test_without_a_browser_the_server_says_what_to_do(capfd: pytest.Captur
             assert "there-is-none" in answer.json()["detail"]
             assert (await client.get(f"{server.url}/health/readiness")).status_code == 200
     assert "hypha: server apps cannot run: --chromium-path there-is-none is no program" in capfd.readouterr().err
+
+
+async def test_without_playwright_the_server_starts_too_and_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "playwright" else found(name))
+    command = f"{sys.executable} -m pip install 'playwright>=1.49'"
+    async with open_server(enable_server_apps=True) as server, server.connect() as user:
+        apps = await user.get_service("server-apps")
+        with pytest.raises(HyphaError, match="server apps need Playwright; install it:") as refused:
+            await apps.launch(SOURCE, config=WINDOW)
+        assert command in str(refused.value)
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"{server.url}/health/server_apps")
+            assert (answer.status_code, answer.json()["detail"]) == (503, str(refused.value).partition(": ")[2])
+        monkeypatch.undo()  # it is installed while the server runs
+        async with httpx.AsyncClient() as client:
+            assert "Playwright" not in (await client.get(f"{server.url}/health/server_apps")).text
+    assert f"hypha: server apps need Playwright; install it:\nhypha:   {command}\n" in capfd.readouterr().err
 
 
 async def test_a_data_directory_that_does_not_keep_apps_is_told_and_the_server_goes_on(

@@ -166,7 +166,8 @@ RULES = (
             "aio.py": 1,  # a function of trio that asyncio waits for, ended with its thread
             "apps/browser.py": 1,  # what ends a wait when the first of several things has happened
             "apps/gate.py": 1,  # the other direction of a connection of the browser, within its task
-            "apps/service.py": 2,  # the life of an app; its script, beside the wait for what it offers
+            "apps/progress.py": 1,  # what tells a caller how far its launch is, within the call that launches
+            "apps/runner.py": 2,  # the life of an app; its script, beside the wait for what it offers
             "assembly.py": 4,  # the root nursery: the sweeper, the launcher, the apps, the goodbye of a shutdown
             "broker/endpoint.py": 2,  # calls of the server's own services; callbacks, within the call that offers them
             "broker/modern.py": 1,  # pings of all clients of a workspace, which end within the call that asks for them

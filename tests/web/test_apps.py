@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import trio
 from trio.testing import (
@@ -170,7 +172,7 @@ async def test_who_may_use_one_is_decided_as_for_functions(autojump_clock: MockC
             called = await http(place.stack, f"/{place.workspace}/services/app/nothing", headers=headers)
             permitted = visibility != "protected" or headers is token
             known = headers in (None, token, foreign)
-            assert answer.status == (401 if not known else 200 if permitted else 404)
+            assert answer.status == (200 if permitted else 404 if known else 401)
             if answer.status != 200:
                 assert (answer.status, answer.detail) == (called.status, called.detail)
     missing = await http(place.stack, place.path(service="other"))
@@ -191,6 +193,37 @@ async def test_a_token_stays_with_the_server(autojump_clock: MockClock, place: P
     await place.get(headers={"Authorization": f"Bearer {token}", "Cookie": "a=b"})
     assert b"authorization" not in seen[0]
     assert seen[0][b"cookie"] == b"a=b"
+
+
+async def test_what_is_no_token_is_for_the_application(autojump_clock: MockClock, place: Place) -> None:
+    """So an application may have passwords and tokens of its own; no token of such a server gets there, good or not."""
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(dict(scope["headers"]).get(b"authorization"))
+        await send(starts(401, {"WWW-Authenticate": 'Basic realm="mine"'}))
+        await send(body(b""))
+
+    await place.offer(app)
+    token = await place.server.generate_token()
+    head, claims, _ = token.split(".")
+    others = jwt.encode({"iss": "mine"}, "k" * 32, algorithm="HS256")
+    for value in ("Basic eDp5", "Bearer secret", f"Bearer {others}", "secret", "Digest a=b", "Basic ?", "Basic eA=="):
+        answer = await place.get(headers={"Authorization": value})
+        assert (answer.status, answer.headers["www-authenticate"]) == (401, 'Basic realm="mine"')
+        assert seen.pop() == value.encode()
+    await place.server.revoke_token(token)
+    other = jwt.encode({"iss": "hypha"}, "k" * 32, algorithm="HS256")
+    basic = base64.b64encode(f"user:{token}".encode()).decode()
+    for value in (f"Bearer {token}", f"x@imjoy@{token}", f"Bearer {other}", f"{head}.{claims}.x", f"Basic {basic}"):
+        answer = await place.get(headers={"Authorization": value})
+        assert (answer.status, seen) == (401, []), value
+
+    def index(event: dict[str, Any]) -> dict[str, Any]:
+        return {"body": event["headers"].get("authorization", "")}
+
+    await place.offer_functions(index=index)
+    assert (await place.get(headers={"Authorization": "Basic eDp5"})).body == b"Basic eDp5"
 
 
 async def test_other_services_are_no_applications(autojump_clock: MockClock, place: Place) -> None:
