@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
@@ -22,7 +24,7 @@ from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.memory import Spare
-from hypha.store import DataDir, Documents, open_data_dir
+from hypha.store import DataDir, Documents, State, open_data_dir, open_state
 from hypha.web import app_pages, assets, guard, listing, login
 from hypha.web.apps import Apps as Mounts
 from hypha.web.front import Front
@@ -31,9 +33,10 @@ from hypha.web.pages import create_app
 from hypha.web.proxy import Proxy
 from hypha.web.rpc import Rpc
 from hypha.web.upgrade import Upgrade
-from hypha.web.ws import Connections
+from hypha.web.ws import GOODBYE_SECONDS, Connections
 
 _SWEEP_SECONDS = 1.0
+_DRAIN_STEP = 0.02  # seconds
 
 
 class Assembly:
@@ -51,6 +54,8 @@ class Assembly:
         self._door: guard.Door | None = None
         self._opened = trio.Event()
         self.is_ready = False
+        #: Whether a thread writes what is kept, as it should where time is real.
+        self.writes_in_thread = True
         self._rooms: Rooms | None = None
         self._nursery: trio.Nursery | None = None
         self._terminated: Any = None
@@ -81,15 +86,18 @@ class Assembly:
     async def _live(self, scope: Any, receive: Any, send: Any) -> None:
         """The lifespan. Raises :class:`hypha.errors.ConfigError` when the data directory cannot be used."""
         # Around Quart's own lifespan, which would log the refusal of a data directory with its traceback.
-        with open_data_dir(self.config.data_dir) as data_dir:
-            self._rooms = _build_rooms(self.config, self._app, data_dir)
-            state = scope.setdefault("state", {})
-            state[guard.CONNECTIONS] = self.config.limits.connections
-            state[guard.TURNSTILE] = self._rooms.connections.turnstile
-            if not self._plan.is_empty or self._rooms.apps is not None:
-                state[guard.OPENED] = self._on_opened
+        with open_data_dir(self.config.data_dir) as data_dir, closing(open_state(data_dir.path)) as state:
+            self._rooms = rooms = _build_rooms(self.config, self._app, data_dir, state)
+            shared = scope.setdefault("state", {})
+            shared[guard.CONNECTIONS] = self.config.limits.connections
+            shared[guard.TURNSTILE] = rooms.connections.turnstile
+            if not self._plan.is_empty or rooms.apps is not None:
+                shared[guard.OPENED] = self._on_opened
             app: Any = self._app
-            await app(scope, receive, send)
+            try:
+                await app(scope, receive, send)
+            finally:
+                rooms.broker.records.close()
 
     def _open_rooms(self) -> Rooms:
         assert self._rooms is not None, "requests come after the start of the lifespan"
@@ -98,10 +106,15 @@ class Assembly:
     def _watch(self, scope: Any) -> None:
         """Learn from the first connection when Hypercorn shuts down: nobody tells the application in time."""
         if self._terminated is None and self._nursery is not None and "hypha.guard" in scope.get("extensions", {}):
-            self._terminated = scope["extensions"]["hypha.guard"].terminated
-            self._nursery.start_soon(self._say_goodbye)
+            connection: guard.GuardedServer = scope["extensions"]["hypha.guard"]
+            self._terminated = connection.terminated
+            self._nursery.start_soon(self._say_goodbye, connection.config.graceful_timeout)
 
-    async def _say_goodbye(self) -> None:
+    async def _say_goodbye(self, graceful_seconds: float) -> None:
+        """Let calls that run when Hypercorn shuts down come to their end, then tell all clients to come back.
+
+        Hypercorn cuts all connections after *graceful_seconds*; what a goodbye takes of them is not the calls'.
+        """
         await self._terminated.wait()
         self.is_ready = False
         if self._launcher is not None:
@@ -109,6 +122,10 @@ class Assembly:
         server_apps = self._open_rooms().apps
         if server_apps is not None:
             server_apps.retire()
+        patience = min(graceful_seconds, self.config.limits.drain_seconds) - GOODBYE_SECONDS
+        with trio.move_on_after(max(0, patience)):
+            while self._open_rooms().broker.is_busy():  # noqa: ASYNC110  the frame path tells nobody of an end
+                await trio.sleep(_DRAIN_STEP)
         self._open_rooms().connections.say_goodbye("the server is restarting")
 
     def _on_opened(self, door: guard.Door) -> None:
@@ -144,6 +161,7 @@ class Assembly:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(_sweep, rooms)
+                nursery.start_soon(partial(rooms.broker.records.run, in_thread=self.writes_in_thread))
                 if not self._plan.is_empty:
                     nursery.start_soon(self._launch)
                 if rooms.apps is not None:
@@ -179,14 +197,15 @@ def _leaves(group: BaseExceptionGroup[LaunchFailed]) -> Iterator[LaunchFailed]:
             yield error
 
 
-def _build_rooms(config: Config, app: QuartTrio, data_dir: DataDir) -> Rooms:
+def _build_rooms(config: Config, app: QuartTrio, data_dir: DataDir, state: State) -> Rooms:
     key = data_dir.signing_key()
-    broker = Broker(config, key, _server_id(key))
+    broker = Broker(config, key, _server_id(key), store=state)
     connections = Connections(broker)
     bodies = BodyRoom(config.limits.http_bodies_bytes)
     rpc = Rpc(broker, connections, bodies)
     branches = Upgrade(broker, connections), rpc, Proxy(broker, bodies), Mounts(broker, bodies)
     server_apps = _build_apps(broker, data_dir) if config.enable_server_apps else None
+    broker.restore()
     return Rooms(broker, connections, Front(config, app, *branches), server_apps)
 
 

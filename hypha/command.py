@@ -72,6 +72,8 @@ class Command:
     fds: tuple[int, ...] = ()
     single_process: bool = False
     notices: tuple[str, ...] = ()
+    #: Where to copy the data directory to, instead of serving.
+    backup: Path | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,6 +102,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
         fds=tuple(options.fd) if options.fd else _listen_fds(environ),
         single_process=options.single_process,
         notices=tuple(f"{flag} is not needed: {NEEDLESS[flag][1]}" for flag in given if flag in NEEDLESS),
+        backup=Path(os.path.expanduser(options.backup)) if options.backup else None,
     )
 
 
@@ -167,6 +170,11 @@ def _add_start_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_process_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("process")
+    group.add_argument(
+        "--backup",
+        metavar="FILE",
+        help="copy the data directory into the tar file FILE, also while in use, and end",
+    )
     group.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
     group.add_argument(
         "--fd", metavar="N", type=_descriptor, action="append", help="serve on the listening socket N, inherited"

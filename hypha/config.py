@@ -117,6 +117,7 @@ class Limits:
     suspended_sessions: int = 10_000
     suspended_per_principal: int = 100
     reclaim_seconds: float = 60.0
+    return_seconds: float = 10.0
     drain_seconds: float = 3.0
 
 

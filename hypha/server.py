@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from hypha.banner import announce, say
 from hypha.command import parse
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     started_at = time.monotonic() - time.process_time()
     try:
         command = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        if command.backup is not None:
+            return _back_up(command.config, command.backup)
         sockets = open_sockets(command.config, command.fds)
     except ConfigError as error:
         say(str(error))
@@ -60,6 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command.single_process:
         return _serve_here(config, sockets, started_at)
     return Parent(config, sockets, started_at).run()
+
+
+def _back_up(config: Config, target: Path) -> int:
+    """Raises :class:`ConfigError` when it cannot be done."""
+    from hypha.store import back_up  # no server needs it
+
+    back_up(config.data_dir, target)
+    say(f"{config.data_dir} is kept in {target}, with the key that signs tokens: let nobody else read it")
+    return 0
 
 
 def _with_address(config: Config, sockets: Sequence[socket.socket]) -> Config:

@@ -177,6 +177,7 @@ class LiveServer:
     async def _serve_in_memory(self, task_status: trio.TaskStatus[None]) -> None:
         """What ``hypercorn.trio.run.worker_serve`` does, without a listener."""
         self._host, self.port = _MEMORY_HOST, _MEMORY_PORT
+        self._assembly.writes_in_thread = False
         self.url = f"http://{self._host}{self.config.base_path}"
         app, settings = ASGIWrapper(self._app(task_status.started)), settings_for(self.config, [])
         state: dict[str, Any] = {}

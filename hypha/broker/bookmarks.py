@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hypha.broker.endpoint import ServerCall
     from hypha.broker.manager import Run
     from hypha.broker.modern import ModernManager
+    from hypha.broker.registry import Workspace
 
 
 class BookmarkFunctions:
@@ -42,11 +43,15 @@ class BookmarkFunctions:
         limit = call.sender.limits.bookmarks_bytes_per_workspace
         if len(pack(bookmarks)) > limit:
             raise LimitExceeded(f"the bookmarks are larger than bookmarks_bytes_per_workspace = {limit}")
-        call.workspace.bookmarks = bookmarks
+        self._keep(call.workspace, bookmarks)
 
     async def unbookmark(self, call: ServerCall, item: dict[str, Any]) -> None:
         """Remove the bookmark with that ``bookmark_type`` and ``id``, if it is there."""
-        call.workspace.bookmarks = _without(call.workspace.bookmarks, *_parts(item))
+        self._keep(call.workspace, _without(call.workspace.bookmarks, *_parts(item)))
+
+    def _keep(self, workspace: Workspace, bookmarks: list[dict[str, Any]]) -> None:
+        workspace.bookmarks = bookmarks
+        self._manager.ledger.bookmarks(workspace)
 
 
 def _without(bookmarks: list[dict[str, Any]], kind: str, name: str) -> list[dict[str, Any]]:

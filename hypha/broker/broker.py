@@ -18,12 +18,16 @@ from hypha.broker.endpoint import ServerSession
 from hypha.broker.events import publish
 from hypha.broker.inflight import end_session, fail_calls, forget_silent
 from hypha.broker.info import service_info
+from hypha.broker.ledger import Ledger
 from hypha.broker.login import DESCRIPTION, Login
 from hypha.broker.manager import BUILT_IN
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
 from hypha.broker.own import Visit
-from hypha.broker.registration import Registration, parse_registration, registrations
+from hypha.broker.records import Records, Store
+from hypha.broker.registration import Registration, parse_registration, registrations, require_within
 from hypha.broker.registry import Registry, Workspace
+from hypha.broker.restoring import read
+from hypha.broker.returning import Returning
 from hypha.broker.router import Router
 from hypha.broker.session import PeerSession
 from hypha.broker.suspended import Parked, Suspended
@@ -85,13 +89,22 @@ class OwnClientExists(Conflict):
 class Broker:
     """The sessions of one server and all that they share. *key* signs tokens; *server_id* names the server."""
 
-    def __init__(self, config: Config, key: bytes, server_id: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: Config,
+        key: bytes,
+        server_id: str,
+        clock: Callable[[], float] = time.time,
+        store: Store | None = None,
+    ) -> None:
+        """*store* keeps what is to outlive the process; :meth:`restore` takes over what is in it."""
         self.config = config
         self.limits = config.limits
-        self.tokens = Tokens(key, clock, config.limits)
+        self.records = Records(store)
+        self.tokens = Tokens(key, clock, config.limits, self.records)
         self.dirty: DirtyOutboxes = {}
         mounted = {mount.path.split("/")[1] for mount in config.static_mounts} - {""}
-        self.registry = Registry(config.limits, mounted)
+        self.registry = Registry(config.limits, mounted, Ledger(self.records, self.now, clock))
         self.reader = FrameReader(header_bounds(config.limits))
         self.server = ServerSession(server_id, self.registry, config.limits, self.dirty, self.reader)
         self.server.functions.update(builtin.functions(self))
@@ -100,7 +113,9 @@ class Broker:
         self.server.own.add(parse_registration(DESCRIPTION, server_id), self.login.functions())
         #: Starts an app that offers a service, and returns the id of its client; None where there are no apps.
         self.launch: Launch | None = None
-        self.router = Router(self.registry, self.server, self.reader)
+        #: Clients that were connected when the server ended.
+        self.returning = Returning(self.registry)
+        self.router = Router(self.registry, self.server, self.reader, self.returning)
         #: Seconds since the epoch.
         self.clock = clock
         self._generation = 0
@@ -119,6 +134,37 @@ class Broker:
     def public_base_url(self, caller: PeerSession | Visit) -> str:
         """The address to tell a client as the public one."""
         return self.config.public_base_url or caller.base_url
+
+    def restore(self) -> None:
+        """Take over what an earlier process has kept, before anybody connects, and expect who was connected to it."""
+        kept = read(self.records.load(), self.clock(), self.now(), self.limits)
+        kept.enter_workspaces(self.registry)
+        for token, (owner, until) in kept.revoked.items():
+            self.tokens.revocations.restore(token, owner, until)
+        self._ended.update(kept.ended)
+        for parked in kept.parked:
+            workspace = self.registry.restore_workspace(parked.address.workspace)
+            if self._fits(workspace, parked):
+                self._park(workspace, parked)
+            else:
+                self._forget(parked)
+        self.registry.continue_from(kept.youngest)
+        self.returning.until = self.now() + self.limits.return_seconds
+        for workspace in self.registry.workspaces.values():
+            workspace.idle_since = None if workspace.parked else self.now()
+            for parked in workspace.parked.values():
+                # Who was lost long before the server ended need not be waited for.
+                if self.now() - parked.since < self.limits.reclaim_seconds:
+                    self.returning.expect(parked)
+
+    def _fits(self, workspace: Workspace, parked: Parked) -> bool:
+        """Whether what an earlier process has let in may be there still: limits and services of our own may differ."""
+        try:
+            require_within(self.limits, parked.registrations)
+        except LimitExceeded as exc:
+            logger.warning("the services of %s are forgotten: %s", parked.address, exc)
+            return False
+        return workspace.own_services.keys().isdisjoint(item.id for item in parked.registrations)
 
     # --- principals -------------------------------------------------------------------------------------------
 
@@ -316,13 +362,22 @@ class Broker:
             self._suspended.discard(parked)
             if parked.identity == admission.identity:
                 restored, subscriptions = parked.registrations, parked.subscriptions
+            else:
+                self._forget(parked)
         session.subscriptions.update(subscriptions)
         kind = "client_updated" if superseding else "client_connected"
         publish(workspace, kind, lambda: {"id": session.name, "workspace": workspace.name})
         # Who was superseded has never been gone for those who listen.
         self.registry.announce(session, restored, quietly=superseding)
+        self._arrived(address)
         self.flush()
         return session
+
+    def _arrived(self, address: Address) -> None:
+        """Whoever waited for the client at *address* goes on."""
+        expected = self.returning.over(address)
+        if expected is not None:
+            self.router.release(expected)
 
     def _require_quota(self, principal: Principal) -> None:
         limit = self.limits.sessions_per_principal
@@ -350,6 +405,7 @@ class Broker:
         if parked is not None:
             self._park(workspace, parked)
         else:
+            self.registry.ledger.forget_session(session.address, [service.id for service in services])
             self._remember_end(session.identity)
         if not workspace.members and not workspace.parked:
             workspace.idle_since = self.now()
@@ -383,6 +439,10 @@ class Broker:
         session.transport.close(1008, reason)
         self.leave(session, clean=True)
 
+    def is_busy(self) -> bool:
+        """Whether a call runs: between clients, from HTTP to a client, or of the server's own functions."""
+        return any(session.inbound or session.server_calls for session in self.registry.sessions())
+
     def give_up_calls(self) -> None:
         """Fail all calls that run, while their callers can still be told: the server is about to end."""
         for session in self.registry.sessions():
@@ -414,11 +474,18 @@ class Broker:
 
     def _park(self, workspace: Workspace, parked: Parked) -> None:
         workspace.parked[parked.address.client] = parked
+        self.registry.ledger.parked(parked)
         for old in self._suspended.add(parked):
             self._unpark(old)
 
+    def _forget(self, parked: Parked) -> None:
+        ids = [registration.id for registration in parked.registrations]
+        self.registry.ledger.forget_session(parked.address, ids)
+
     def _unpark(self, parked: Parked) -> None:
         self._suspended.discard(parked)
+        self._forget(parked)
+        self._arrived(parked.address)
         workspace = self.registry.workspaces[parked.address.workspace]
         del workspace.parked[parked.address.client]
         if not workspace.members and not workspace.parked and workspace.idle_since is None:
@@ -428,8 +495,13 @@ class Broker:
 
     def _remember_end(self, identity: str) -> None:
         self._ended[identity] = self.now() + self.limits.reconnection_token_seconds
+        self.registry.ledger.ended(identity, self.limits.reconnection_token_seconds)
         while len(self._ended) > _ENDED_REMEMBERED:
-            self._ended.popitem(last=False)
+            self._forget_oldest_end()
+
+    def _forget_oldest_end(self) -> None:
+        identity, _ = self._ended.popitem(last=False)
+        self.registry.ledger.forget_end(identity)
 
     # --- time -------------------------------------------------------------------------------------------------
 
@@ -461,7 +533,9 @@ class Broker:
             if idle is not None and now - idle > self.limits.session_grace:
                 self.registry.drop_if_unused(workspace)
         while self._ended and next(iter(self._ended.values())) <= now:
-            self._ended.popitem(last=False)
+            self._forget_oldest_end()
+        for expected in self.returning.late(now):
+            self.router.give_up(expected)
         self.flush()
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hypha.broker.access import Action, Level, level_in
@@ -30,7 +31,7 @@ from hypha.broker.session import PeerSession, Service
 from hypha.broker.tokens import legacy_form
 from hypha.errors import InvalidArgument, NotFound, PermissionDenied, ServiceNotFound
 from hypha.wire import values
-from hypha.wire.address import PUBLIC_WORKSPACE, ServiceQuery, check_name, parse_service_id
+from hypha.wire.address import PUBLIC_WORKSPACE, Address, ServiceQuery, check_name, parse_service_id
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
@@ -213,11 +214,13 @@ class LegacyManager(Manager):
         if isinstance(query, dict) and query.get("launch") is True and not any(self._matching(home, wanted)):
             wanted, text = await self._launched(call, query, wanted)
         if wanted.service == "built-in" and wanted.client is not None and wanted.workspace in {None, home}:
+            await self._broker.returning.client(Address(home, wanted.client))
             member = call.workspace.members.get(wanted.client)
             if member is None:
                 raise ClientNotFound(f"Client not found: {wanted.client}")
             return await self._fetch(member, "built-in")
-        service = self._resolve(call, wanted, text)
+        look = partial(self._resolve, call, wanted, text)
+        service = await self._broker.returning.find(look, _readings(wanted, text), call.principal, home)
         found = await self._fetch(service.session, service.id)
         found["config"]["workspace"] = service.workspace
         return found
@@ -292,6 +295,7 @@ class LegacyManager(Manager):
         if config.get("persistent") and call.principal.is_anonymous:
             raise PermissionDenied("Only registered user can have a persistent workspace.")
         apply(call.workspace, workspace_settings({key: value for key, value in config.items() if key != "name"}))
+        self.ledger.workspace(call.workspace)
         self._broker.expel_denied(call.workspace)
 
 

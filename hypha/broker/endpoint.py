@@ -142,7 +142,7 @@ class ServerSession(Session):
 
     def _start(self, sender: PeerSession, frame: Frame, to: Address, substitute: str | None = None) -> None:
         size = len(frame.body)
-        refusal = self._refusal(sender)
+        refusal = self.refusal(sender)
         if refusal is not None:
             self._reject(sender, frame, to, refusal)
             return
@@ -165,7 +165,7 @@ class ServerSession(Session):
         if scope is not None:
             scope.cancel()
 
-    def _refusal(self, sender: PeerSession) -> LimitExceeded | None:
+    def refusal(self, sender: PeerSession) -> LimitExceeded | None:
         """Why a further call cannot run now."""
         count, room = self.limits.server_calls_per_peer, self.limits.server_call_bytes_per_peer
         if sender.server_calls >= count:
@@ -247,7 +247,12 @@ class ServerSession(Session):
         if function.needs is not None and not may(sender.principal, function.needs, workspace).allowed:
             raise PermissionDenied(f"Permission denied for workspace {home}.")
         call = ServerCall(sender, to, workspace, sender.principal)
-        return await function.call(call, path.rpartition(".")[2], body.args, body.kwargs)
+        records = self._registry.ledger.records
+        asked = records.asked
+        value = await function.call(call, path.rpartition(".")[2], body.args, body.kwargs)
+        if records.asked != asked:
+            await records.kept()  # what is answered is not lost when the server ends now
+        return value
 
     def sweep(self, now: float) -> None:
         """Send the heartbeats that are due (``protocol.md`` 4.6). *now* is trio time."""

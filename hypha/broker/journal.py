@@ -58,17 +58,23 @@ class Journal:
     def __iter__(self) -> Iterator[Event]:
         return iter(self._events)
 
-    def add(self, kind: str, user_id: str, time: float, data: bytes, room: int) -> None:
-        """Write one down. *room*: bytes of all together."""
-        self._number += 1
-        event = Event(self._number, kind, user_id, time, data)
-        self._events.append(event)
-        self._bytes += event.size
+    def add(self, kind: str, user_id: str, time: float, data: bytes, room: int) -> tuple[Event, list[Event]]:
+        """Write one down. *room*: bytes of all together. Returns it, and those that were forgotten for it."""
+        event = Event(self._number + 1, kind, user_id, time, data)
+        self.restore(event)
         spare = 0
         while self._bytes > room:
             self._bytes -= self._events[spare].size
             spare += 1
+        forgotten = self._events[:spare]
         del self._events[:spare]
+        return event, forgotten
+
+    def restore(self, event: Event) -> None:
+        """Enter one that has its number already, and is newer than the others."""
+        self._number = event.number
+        self._events.append(event)
+        self._bytes += event.size
 
 
 class JournalFunctions:
@@ -100,7 +106,8 @@ class JournalFunctions:
         if len(packed) > limits.event_bytes:
             raise LimitExceeded(f"the data of an event is larger than event_bytes = {limits.event_bytes}")
         journal, room = call.workspace.journal, limits.events_bytes_per_workspace
-        journal.add(event_type, call.principal.id, self._broker.clock(), packed, room)
+        event, forgotten = journal.add(event_type, call.principal.id, self._broker.clock(), packed, room)
+        self._broker.registry.ledger.event(call.workspace, event, forgotten)
 
     async def get_events(
         self,

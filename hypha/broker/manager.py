@@ -55,6 +55,7 @@ class Manager:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._registry = broker.registry
+        self.ledger = broker.registry.ledger
 
     # --- small ones -------------------------------------------------------------------------------------------
 
@@ -167,6 +168,7 @@ class Manager:
         caller = call.principal.email or call.principal.id
         if caller not in existing.owners:
             existing.owners.append(caller)
+        self.ledger.workspace(existing)
         return existing.describe()
 
     def _require_room(self, principal: Principal) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 import hypha
-from hypha.broker import environment, events
+from hypha.broker import events
 from hypha.broker.access import Action, Level, level_in, may
 from hypha.broker.bookmarks import BookmarkFunctions
 from hypha.broker.builtin import BUILT_IN_CONFIG, built_in_functions
 from hypha.broker.endpoint import ServerCall
+from hypha.broker.environment import EnvironmentFunctions
 from hypha.broker.function import Function
 from hypha.broker.info import built_in_info, service_info
 from hypha.broker.issuing import issue
@@ -63,7 +65,7 @@ def functions(broker: Broker) -> dict[str, Function]:
         JournalFunctions(broker).exported(),
         ServiceTypeFunctions(manager).exported(),
         BookmarkFunctions(manager).exported(),
-        environment.exported(),
+        EnvironmentFunctions(manager).exported(),
     )
     for run, needs in itertools.chain.from_iterable(offered):
         table[DEFAULT + run.__name__] = Function.of(run, needs, described=True)
@@ -173,10 +175,10 @@ class ModernManager(Manager):
             return {**self._own_object(call), "id": f"{self._broker.server.name}:default"}
         patience = _seconds(options.get("timeout"))
         if wanted.service == _BUILT_IN_NAME:
-            member = self._member(call, wanted)
+            member = await self._member(call, wanted)
             found, full_id = await self._fetch(member, _BUILT_IN_NAME, patience), f"{member.name}:{_BUILT_IN_NAME}"
         else:
-            service = self._resolve(call, wanted, app, options.get("mode"))
+            service = await self._find(call, wanted, app, options.get("mode"))
             found, full_id = await self._fetch(service.session, service.id, patience), service.full_id
         workspace, _, rest = full_id.partition("/")
         url = f"{self._broker.public_base_url(call.sender)}/{workspace}/services/{rest}"
@@ -190,8 +192,8 @@ class ModernManager(Manager):
         options = {**as_map(config, "the config of get_service_info must be a map"), **options}
         wanted, app = self._parse(call, service_id)
         if wanted.service == _BUILT_IN_NAME:
-            return built_in_info(self._member(call, wanted))
-        return service_info(self._resolve(call, wanted, app, options.get("mode")))
+            return built_in_info(await self._member(call, wanted))
+        return service_info(await self._find(call, wanted, app, options.get("mode")))
 
     def _parse(self, call: ServerCall, service_id: object) -> tuple[ServiceQuery, str | None]:
         """Read ``[workspace/][client:]service[@app]``, where ``~`` is the manager. Raises InvalidArgument."""
@@ -209,15 +211,21 @@ class ModernManager(Manager):
             raise InvalidArgument("'*' names no service")
         return wanted, None if app in {"", "*"} else app
 
-    def _member(self, call: ServerCall, wanted: ServiceQuery) -> PeerSession:
+    async def _member(self, call: ServerCall, wanted: ServiceQuery) -> PeerSession:
         """Whose built-in service is meant: a client of the own workspace's."""
         place = wanted.workspace or call.workspace.name
         if place != call.workspace.name:
             raise PermissionDenied(f"Permission denied for non-public service in workspace {place}")
-        member = call.workspace.members.get(wanted.client or call.sender.address.client)
+        name = wanted.client or call.sender.address.client
+        await self._broker.returning.client(Address(place, name))
+        member = call.workspace.members.get(name)
         if member is None:
             raise _not_found(place, wanted, None)
         return member
+
+    async def _find(self, call: ServerCall, wanted: ServiceQuery, app: str | None, mode: object) -> Service:
+        look = partial(self._resolve, call, wanted, app, mode)
+        return await self._broker.returning.find(look, [wanted], call.principal, call.workspace.name, app)
 
     def _resolve(self, call: ServerCall, wanted: ServiceQuery, app: str | None, mode: object) -> Service:
         registry, home = self._registry, call.workspace.name
@@ -385,11 +393,13 @@ class ModernManager(Manager):
     async def subscribe(self, call: ServerCall, event_type: str | list[str]) -> bool:
         """Let the caller hear of events that are broadcast in its workspace."""
         events.subscribe(call.sender, event_type)
+        self.ledger.session(call.sender)
         return True
 
     async def unsubscribe(self, call: ServerCall, event_type: str | list[str]) -> bool:
         """The opposite of ``subscribe``."""
         events.unsubscribe(call.sender, event_type)
+        self.ledger.session(call.sender)
         return True
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypha.broker.kept import pack
-from hypha.broker.session import PeerSession
+from hypha.broker.session import PeerSession, Service
 from hypha.config import Limits
 from hypha.errors import InvalidArgument, LimitExceeded
 from hypha.wire.address import check_name
@@ -61,21 +61,35 @@ def parse_registration(entry: object, client: str) -> Registration:
 
 def registrations(session: PeerSession) -> tuple[Registration, ...]:
     """The services of *session* as data, with their age: whoever comes back as the same client keeps it."""
-    return tuple(
-        Registration(
-            service.id,
-            service.name,
-            service.type,
-            service.config,
-            service.description,
-            service.since,
-            service.size,
-            service.docs,
-            service.app_id,
-            service.schema,
-        )
-        for service in session.services.values()
+    return tuple(map(registration_of, session.services.values()))
+
+
+def registration_of(service: Service) -> Registration:
+    """One service as data, with its age."""
+    return Registration(
+        service.id,
+        service.name,
+        service.type,
+        service.config,
+        service.description,
+        service.since,
+        service.size,
+        service.docs,
+        service.app_id,
+        service.schema,
     )
+
+
+def visibility(config: dict[str, Any]) -> str:
+    """How visible a service with that *config* is: public, unlisted or protected (``decisions.md`` 20)."""
+    named = config.get("visibility")
+    return named if named in ("public", "unlisted") else "protected"
+
+
+def authorized_workspaces(config: dict[str, Any]) -> frozenset[str]:
+    """The workspaces from which a service with that *config* may be called although it is protected."""
+    named = config.get("authorized_workspaces")
+    return frozenset(item for item in named if isinstance(item, str)) if isinstance(named, list) else frozenset()
 
 
 def require_within(limits: Limits, entries: Collection[Registration]) -> None:

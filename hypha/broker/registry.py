@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,15 @@ from hypha.broker.access import Action, Principal, may
 from hypha.broker.events import publish
 from hypha.broker.info import service_info
 from hypha.broker.journal import Journal
-from hypha.broker.registration import Registration, registrations, require_within
+from hypha.broker.ledger import Ledger
+from hypha.broker.records import Records
+from hypha.broker.registration import (
+    Registration,
+    authorized_workspaces,
+    registrations,
+    require_within,
+    visibility,
+)
 from hypha.broker.service_types import ServiceTypes
 from hypha.broker.session import Offer, PeerSession, Service, Session, gone_text
 from hypha.broker.suspended import Parked
@@ -83,8 +92,10 @@ class Workspace:
 class Registry:
     """All workspaces of one server. *reserved* are further names that no workspace may take (static mounts)."""
 
-    def __init__(self, limits: Limits, reserved: Iterable[str] = ()) -> None:
+    def __init__(self, limits: Limits, reserved: Iterable[str] = (), ledger: Ledger | None = None) -> None:
         self.limits = limits
+        #: Is told what must outlive the process.
+        self.ledger = ledger or Ledger(Records(), trio.current_time, time.time)
         self.workspaces: dict[str, Workspace] = {}
         #: The clients connected now, of all workspaces, by ``workspace/client``.
         self.peers: dict[str, PeerSession] = {}
@@ -108,10 +119,18 @@ class Registry:
         workspace = self.workspaces[checked] = Workspace(checked, owners=list(owners), persistent=persistent)
         return workspace
 
+    def restore_workspace(self, name: str) -> Workspace:
+        """The workspace of that name, which there was before a restart, made again if need be.
+
+        It may have a name that is reserved by now: a mount that was added hides it, and takes nothing away.
+        """
+        return self.workspaces.setdefault(name, Workspace(name))
+
     def drop_if_unused(self, workspace: Workspace) -> None:
         """Remove a workspace that nobody is in, nobody may return to and nobody asked to keep."""
-        if not (workspace.members or workspace.parked or workspace.persistent):
-            self.workspaces.pop(workspace.name, None)
+        unused = not (workspace.members or workspace.parked or workspace.persistent)
+        if unused and self.workspaces.pop(workspace.name, None) is not None:
+            self.ledger.forget_workspace(workspace)
 
     # --- sessions ---------------------------------------------------------------------------------------------
 
@@ -183,8 +202,17 @@ class Registry:
         session.offer = _most_open(home, session.services.values())
         for service in session.services.values():
             self._by_service_id.setdefault(service.id, {})[service] = None
+        self._keep(session, before)
         if not quietly:
             self._tell_changes(session, before)
+
+    def _keep(self, session: PeerSession, before: Iterable[str] = ()) -> None:
+        for service in session.services.values():
+            self.ledger.service(session, service)
+        for service_id in before:
+            if service_id not in session.services:
+                self.ledger.forget_service(session, service_id)
+        self.ledger.session(session)
 
     def register(self, session: PeerSession, entry: Registration) -> Service:
         """Add one service, or replace the one of its id, which passes its age on. Raises as :meth:`announce` does.
@@ -204,6 +232,8 @@ class Registry:
         service = session.services[entry.id] = self._service(session, session.address.workspace, entry, before)
         session.offer = _most_open(session.address.workspace, session.services.values())
         self._by_service_id.setdefault(service.id, {})[service] = None
+        self.ledger.service(session, service)
+        self.ledger.session(session)
         kind = "service_added" if before is None else "service_updated"
         publish(self.workspaces[service.workspace], kind, partial(service_info, service))
         return service
@@ -214,6 +244,8 @@ class Registry:
         if service is None:
             return False
         self._unlist(service)
+        self.ledger.forget_service(session, service_id)
+        self.ledger.session(session)
         session.offer = _most_open(session.address.workspace, session.services.values())
         publish(self.workspaces[service.workspace], "service_removed", partial(service_info, service))
         return True
@@ -243,7 +275,6 @@ class Registry:
                 publish(workspace, "service_updated", partial(service_info, service))
 
     def _service(self, session: Session, workspace: str, entry: Registration, before: Service | None) -> Service:
-        visibility, authorized = entry.config.get("visibility"), entry.config.get("authorized_workspaces")
         since = entry.since if before is None else before.since
         return Service(
             workspace=workspace,
@@ -253,8 +284,8 @@ class Registry:
             type=entry.type,
             config={**entry.config, "workspace": workspace},
             description=entry.description,
-            visibility="protected" if visibility not in ("public", "unlisted") else visibility,
-            authorized_workspaces=frozenset(_texts(authorized)),
+            visibility=visibility(entry.config),
+            authorized_workspaces=authorized_workspaces(entry.config),
             since=next(self._order) if since is None else since,
             size=entry.size,
             session=session,
@@ -269,6 +300,10 @@ class Registry:
             same_id.pop(service, None)
             if not same_id:
                 del self._by_service_id[service.id]
+
+    def continue_from(self, since: int) -> None:
+        """Services that come from now on are younger than *since*."""
+        self._order = itertools.count(max(since + 1, next(self._order)))
 
     def named(self, service_id: str) -> Iterable[Service]:
         """Every service with that id, whoever offers it."""
@@ -362,7 +397,3 @@ def not_found_hint(names: list[str]) -> str:
 def _most_open(workspace: str, services: Collection[Service]) -> Offer:
     visibility = "unlisted" if any(service.visibility != "protected" for service in services) else "protected"
     return Offer(workspace, visibility, frozenset().union(*(service.authorized_workspaces for service in services)))
-
-
-def _texts(value: object) -> list[str]:
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

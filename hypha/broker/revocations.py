@@ -6,18 +6,24 @@ import heapq
 from collections import Counter
 from collections.abc import Collection
 
+from hypha.broker.records import Records
 from hypha.config import Limits
 from hypha.errors import LimitExceeded
 
+#: The kind of their records.
+REVOKED = "revoked"
+
 
 class Revocations:
-    """The ids of revoked tokens, each until its token would have expired by itself. In memory.
+    """The ids of revoked tokens, each until its token would have expired by itself.
 
-    One is never forgotten earlier to make room: when there is none, revoking fails and says so.
+    One is never forgotten earlier to make room: when there is none, revoking fails and says so. They are kept in
+    *records*, ids and no secrets.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, records: Records | None = None) -> None:
         self._limits = limits
+        self._records = records or Records()
         self._owners: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
         self._ends: list[tuple[float, str]] = []
@@ -37,6 +43,14 @@ class Revocations:
             raise LimitExceeded(f"revoked_tokens_per_principal = {limit} tokens are revoked already; let them expire")
         if len(self._owners) >= self._limits.revoked_tokens:
             raise LimitExceeded(f"revoked_tokens = {self._limits.revoked_tokens} tokens are revoked already")
+        self._records.put(REVOKED, token, [owner, until], firm=True)
+        self._enter(token, owner, until)
+
+    def restore(self, token: str, owner: str, until: float) -> None:
+        """Enter one that an earlier process has kept, whatever the limits are now."""
+        self._enter(token, owner, until)
+
+    def _enter(self, token: str, owner: str, until: float) -> None:
         self._owners[token] = owner
         self._counts[owner] += 1
         heapq.heappush(self._ends, (until, token))
@@ -48,7 +62,9 @@ class Revocations:
     def forget(self, now: float) -> None:
         """Forget those whose time is over. *now*: seconds since the epoch."""
         while self._ends and self._ends[0][0] < now:
-            owner = self._owners.pop(heapq.heappop(self._ends)[1])
+            token = heapq.heappop(self._ends)[1]
+            self._records.remove(REVOKED, token)
+            owner = self._owners.pop(token)
             self._counts[owner] -= 1
             if not self._counts[owner]:
                 del self._counts[owner]

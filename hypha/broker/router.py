@@ -6,12 +6,14 @@ Every frame between two peers passes :meth:`Router.route`; policy for frames sta
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from hypha.broker.access import Action, may
 from hypha.broker.inflight import begin_call, settle
 from hypha.broker.registry import Registry
+from hypha.broker.returning import Expected, Returning, late_text
 from hypha.broker.session import Offer, PeerSession, Service, gone_text
 from hypha.errors import HyphaError, InvalidArgument, LimitExceeded, PeerGone, PermissionDenied, ProtocolViolation
 from hypha.wire.address import HTTP_CLIENT, LEGACY_SERVER_CLIENT, PUBLIC_WORKSPACE, Address, parse_target
@@ -35,10 +37,11 @@ class Router:
     *reader* reads the headers of messages that come in parts.
     """
 
-    def __init__(self, registry: Registry, server: ServerSession, reader: FrameReader) -> None:
+    def __init__(self, registry: Registry, server: ServerSession, reader: FrameReader, returning: Returning) -> None:
         self._registry = registry
         self._server = server
         self._reader = reader
+        self._returning = returning
 
     def route(self, sender: PeerSession, frame: Frame) -> PeerSession | None:
         """Deal with *frame* and return None, or return the session whose outbox has no room for it.
@@ -66,8 +69,43 @@ class Router:
         target = self._registry.find(to)
         if target is not None:
             return self._to_peer(sender, target, frame)
-        self.refuse(sender, frame, to, gone_text(to), PeerGone.code)
+        expected = self._returning.holder(sender, frame, to)
+        if expected is not None:
+            self._hold(sender, frame, expected)
+        else:
+            self.refuse(sender, frame, to, gone_text(to), PeerGone.code)
         return None
+
+    # --- what waits for a client that is coming back ----------------------------------------------------------
+
+    def _hold(self, sender: PeerSession, frame: Frame, expected: Expected) -> None:
+        """Keep *frame* until its receiver is back. It counts as a call of the sender's that the server works on."""
+        refusal = self._server.refusal(sender)
+        if refusal is not None:
+            self.refuse(sender, frame, expected.address, refusal.remote_text(), refusal.code)
+            return
+        sender.server_calls += 1
+        sender.server_call_bytes += len(frame.body)
+        expected.held.append((sender, frame))
+
+    def release(self, expected: Expected) -> None:
+        """Deliver what waited for a client that is back, in its order. Flush afterwards."""
+        for sender, frame in self._let_go(expected):
+            if self.route(sender, frame) is not None:
+                full = LimitExceeded(f"outbox_bytes: {expected.address} has no room for so much at once; call again")
+                self.refuse(sender, frame, expected.address, full.remote_text(), full.code)
+
+    def give_up(self, expected: Expected) -> None:
+        """Refuse what waited for a client that did not come back. Flush afterwards."""
+        for sender, frame in self._let_go(expected):
+            if sender.open:
+                self.refuse(sender, frame, expected.address, late_text(expected.address), PeerGone.code)
+
+    def _let_go(self, expected: Expected) -> Iterator[tuple[PeerSession, Frame]]:
+        for sender, frame in expected.held:
+            sender.server_calls -= 1
+            sender.server_call_bytes -= len(frame.body)
+            yield sender, frame
 
     def is_server(self, to: Address) -> bool:
         """Whether the server itself answers at *to* (``protocol.md`` 2.4)."""

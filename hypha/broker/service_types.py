@@ -86,6 +86,7 @@ class ServiceTypeFunctions:
         """Enter a type: a map with an ``id`` and a ``definition``, which holds what such a service holds."""
         info = _checked(type_info, call.workspace.name)
         call.workspace.service_types.add(info, call.sender.limits.service_types_bytes_per_workspace)
+        self._manager.ledger.service_type(call.workspace, info)
         return info
 
     async def get_service_type(self, call: ServerCall, type_id: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import jwt
 
 from hypha.broker.access import Level, Principal
+from hypha.broker.records import Records
 from hypha.broker.revocations import Revocations
 from hypha.config import Limits
 from hypha.errors import LimitExceeded, NotAuthenticated
@@ -49,13 +50,19 @@ class Tokens:
     A token holds its own id and those of the tokens through which it was issued, so that revoking one of them ends it.
     """
 
-    def __init__(self, key: bytes, clock: Callable[[], float] = time.time, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        clock: Callable[[], float] = time.time,
+        limits: Limits | None = None,
+        records: Records | None = None,
+    ) -> None:
         self._key = key
         self._clock = clock
         # A tenth of the cost of a connection is the check of its token, and programs use theirs again and again.
         self._decoded = lru_cache(_DECODED_TOKENS)(self._decode)
         self._limits = limits or Limits()
-        self._revocations = Revocations(self._limits)
+        self.revocations = Revocations(self._limits, records)
         self._living: set[str] = set()
 
     def issue(self, principal: Principal, *, expires_in: float) -> str:
@@ -111,7 +118,7 @@ class Tokens:
             self.end(principal.tokens[-1])
             return
         assert principal.expires_at is not None, "it was proved by a token, which ends"
-        self._revocations.add(principal.tokens[-1], owner, principal.expires_at + _CLOCK_SKEW)
+        self.revocations.add(principal.tokens[-1], owner, principal.expires_at + _CLOCK_SKEW)
 
     def is_revoked(self, principal: Principal) -> bool:
         """Whether *principal* came with a token that was revoked since."""
@@ -119,11 +126,11 @@ class Tokens:
 
     def sweep(self) -> None:
         """Forget the revoked tokens that have expired."""
-        self._revocations.forget(self._clock())
+        self.revocations.forget(self._clock())
 
     def _has_ended(self, ids: Collection[str]) -> bool:
         ended = any(token.startswith(_LIVING) and token not in self._living for token in ids)
-        return ended or self._revocations.touch(ids)
+        return ended or self.revocations.touch(ids)
 
     def _sign(
         self,
@@ -217,6 +224,11 @@ def _named_issuer(text: str) -> object:
         return claims.get("iss") if isinstance(claims, dict) else None
     except (IndexError, ValueError, RecursionError):
         return None
+
+
+def lives_with_a_program(principal: Principal) -> bool:
+    """Whether *principal* came, however indirectly, with a token that ends with a program of this process."""
+    return any(token.startswith(_LIVING) for token in principal.tokens)
 
 
 def legacy_form(principal_id: str, token: str) -> str:

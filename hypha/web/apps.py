@@ -20,7 +20,7 @@ from hypha.web.app_socket import serve_socket
 from hypha.web.exchange import serve_request
 from hypha.web.functions import call_function
 from hypha.web.http import BodyRoom, basic_password, bearer_token, credentials, send_error
-from hypha.web.lookup import Target, resolve
+from hypha.web.lookup import Target, find
 from hypha.web.mount import Mount
 from hypha.web.upgrade import refuse_upgrade
 
@@ -65,7 +65,7 @@ class Apps:
             await _redirect(scope, send)
             return
         try:
-            mount = self._find(path, scope)
+            mount = await self._find(path, scope)
         except HyphaError as exc:
             await send_error(send, exc)
             return
@@ -79,7 +79,7 @@ class Apps:
     ) -> None:
         """Answer one websocket request; the websocket is served until it ends."""
         try:
-            mount = self._find(path, scope)
+            mount = await self._find(path, scope)
             if mount.service.type == _FUNCTIONS:
                 raise NotFound(f"service {mount.service.id!r} has functions, which take no websocket")
         except HyphaError as exc:
@@ -87,10 +87,10 @@ class Apps:
             return
         await serve_socket(mount, scope, receive, send)
 
-    def _find(self, path: AppPath, scope: HTTPScope | WebsocketScope) -> Mount:
+    async def _find(self, path: AppPath, scope: HTTPScope | WebsocketScope) -> Mount:
         principal, refusal = self._identify(scope)
         try:
-            service, caller = resolve(self._broker, path.target, principal)
+            service, caller = await find(self._broker, path.target, principal)
         except NotFound:
             if refusal is not None:
                 raise refusal from None

@@ -14,7 +14,7 @@ from hypha.broker.selection import choose
 from hypha.broker.session import Service
 from hypha.errors import NotFound
 from hypha.wire import values
-from hypha.wire.address import HTTP_CLIENT, Address, parse_service_id
+from hypha.wire.address import HTTP_CLIENT, Address, ServiceQuery, parse_service_id
 from hypha.wire.frame import Fields
 
 
@@ -47,6 +47,21 @@ def parse_path(path: str) -> Target | None:
         return None
     keys = tuple(key for segment in segments[4:] for key in segment.split("."))
     return Target(segments[1], segments[3], keys)
+
+
+async def find(broker: Broker, target: Target, principal: Principal, mode: str | None = None) -> tuple[Service, Caller]:
+    """As :func:`resolve`, but a client that is about to come back is waited for (``decisions.md`` 12)."""
+    workspace = broker.registry.workspaces.get(target.workspace)
+    wanted = parse_service_id(target.service)
+    if workspace is None or wanted.workspace is not None:
+        return resolve(broker, target, principal, mode)
+    caller = caller_in(principal, workspace)
+    query = ServiceQuery(workspace.name, wanted.client, wanted.service)
+
+    def look() -> Service:
+        return resolve(broker, target, principal, mode)[0]
+
+    return await broker.returning.find(look, [query], principal, caller.source.workspace), caller
 
 
 def resolve(broker: Broker, target: Target, principal: Principal, mode: str | None = None) -> tuple[Service, Caller]:

@@ -33,7 +33,7 @@ from hypha.web.http import (
     send_response,
     wrong_method,
 )
-from hypha.web.lookup import Caller, Target, parameters, plain_value, resolve
+from hypha.web.lookup import Caller, Target, find, parameters, plain_value
 from hypha.web.streaming import items, send_stream
 from hypha.wire import values
 from hypha.wire.calls import encode_value
@@ -72,7 +72,7 @@ class Proxy:
                 principal = self._broker.authenticate(bearer_token(scope))
                 arguments = await read_arguments(scope, room, self._broker.limits)
                 nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
-                service, caller = resolve(self._broker, target, principal, arguments.mode)
+                service, caller = await find(self._broker, target, principal, arguments.mode)
                 value = await self._call(service, target.keys, caller, arguments, base_url(scope, scope["root_path"]))
                 encode = encode_value if as_msgpack else self._json
                 if isinstance(service.session, PeerSession) and values.is_generator(value):

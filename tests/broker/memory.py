@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import coroutine
@@ -287,6 +287,34 @@ class Peer:
         self.broker.leave(self.session, clean=clean)
 
 
+class MemoryStore:
+    """A :class:`hypha.broker.records.Store` without a disk. *full*: what the disk says to every change."""
+
+    def __init__(self) -> None:
+        self.records: dict[tuple[str, str], bytes] = {}
+        self.full: str | None = None
+        self.firm = False
+        self.writes = 0
+
+    def load(self) -> list[tuple[str, str, bytes]]:
+        return [(kind, name, data) for (kind, name), data in self.records.items()]
+
+    def write(self, changes: Mapping[tuple[str, str], bytes | None], *, firm: bool) -> None:
+        if self.full is not None:
+            raise OSError(self.full)
+        self.writes += 1
+        self.firm = firm
+        for key, data in changes.items():
+            if data is None:
+                self.records.pop(key, None)
+            else:
+                self.records[key] = data
+
+    def kinds(self) -> list[str]:
+        """The kinds of all records."""
+        return sorted(kind for kind, _ in self.records)
+
+
 @dataclass(eq=False)
 class Scene:
     """A broker and its clients. *nursery*: see :class:`MemoryTransport`."""
@@ -294,9 +322,18 @@ class Scene:
     limits: Limits = field(default_factory=Limits)
     nursery: trio.Nursery | None = None
     wall: Callable[[], float] = lambda: EPOCH
+    #: What outlives the broker; without one nothing does.
+    store: MemoryStore | None = None
 
     def __post_init__(self) -> None:
-        self.broker = Broker(Config(limits=self.limits), KEY, SERVER_ID, self.wall)
+        self.broker = Broker(Config(limits=self.limits), KEY, SERVER_ID, self.wall, self.store)
+
+    def restarted(self, limits: Limits | None = None) -> Scene:
+        """What a new process makes of what this one has kept. Nobody is connected."""
+        self.broker.records.close()
+        scene = Scene(limits or self.limits, self.nursery, self.wall, self.store)
+        scene.broker.restore()
+        return scene
 
     def workspace(self, name: str) -> Workspace:
         found = self.broker.registry.workspaces.get(name)

@@ -126,8 +126,8 @@ async def goodbyes(wire: Wire) -> bool:
 async def test_clients_return_when_the_worker_is_replaced_or_killed(
     how: str, generation: str, start_client: StartClient, start_server: StartServer
 ) -> None:
-    """The parent keeps the socket, so no connect is refused. What was registered is forgotten, and comes with the
-    next registration: these clients do not announce again by themselves (``protocol.md`` 1.6)."""
+    """The parent keeps the socket, so no connect is refused. These clients do not announce their services again by
+    themselves (``protocol.md`` 1.6): the new worker knows them, and who calls meanwhile waits (C-RECON-4)."""
     with start_server() as server:
         async with (
             between(server.url) as wire,
@@ -137,14 +137,14 @@ async def test_clients_return_when_the_worker_is_replaced_or_killed(
             client, before = service_id.partition(":")[0], worker_of(server)
             os.kill(*((server.pid, signal.SIGHUP) if how == "replaced" else (before, signal.SIGKILL)))
             await until(serves_anew, server, before)
+            async with raw.connected(server.url) as stranger:
+                assert await stranger.call(client, "services.tools.add", 40) == 41
             async with member(server, workspace, token) as peer:
-                await until(at_work, peer, client)
+                assert await at_work(peer, client)
                 assert wire.closes == ([1012] if how == "replaced" else [])
-                assert await listed(peer, workspace) == []
+                assert await listed(peer, workspace) == [service_id]
                 await peer.call(client, "services.tools.offer", "another")
                 assert set(await listed(peer, workspace)) == {service_id, f"{client}:another"}
-                async with raw.connected(server.url) as stranger:
-                    assert await stranger.call(client, "services.tools.add", 40) == 41
 
 
 @pytest.mark.slow

@@ -1,0 +1,143 @@
+"""The way of changes to the store: in batches, the latest of each record, and nobody is told too early."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from hypha.broker.kept import unpack
+from hypha.broker.records import NotStored, Records
+from tests.broker.memory import MemoryStore
+
+
+async def test_changes_reach_the_store_and_the_latest_counts(nursery: trio.Nursery) -> None:
+    store = MemoryStore()
+    records = Records(store)
+    nursery.start_soon(records.run)
+    records.put("a", "one", {"x": 1})
+    records.put("a", "one", {"x": 2}, firm=True)
+    records.put("a", "two", [])
+    records.remove("a", "two")
+    await records.kept()
+    assert {key: unpack(data) for key, data in store.records.items()} == {("a", "one"): {"x": 2}}
+    assert (store.writes, store.firm) == (1, True)
+    records.put("a", "one", {"x": 2})  # nothing new
+    records.remove("a", "two")
+    await records.kept()
+    records.put("a", "three", None)
+    await records.kept()
+    assert (store.writes, store.firm) == (2, False)
+
+
+class SlowStore(MemoryStore):
+    """A store whose disk takes as long as the test wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, changes: Mapping[tuple[str, str], bytes | None], *, firm: bool) -> None:
+        self.begun.set()
+        self.go_on.wait(5)
+        super().write(changes, firm=firm)
+
+
+async def test_who_waits_is_told_when_its_own_change_is_written(nursery: trio.Nursery) -> None:
+    """While one batch is written the next one gathers; the event loop goes on."""
+    store = SlowStore()
+    records = Records(store)
+    told: list[str] = []
+
+    async def change(name: str) -> None:
+        records.put("a", name, name)
+        await records.kept()
+        assert ("a", name) in store.records
+        told.append(name)
+
+    nursery.start_soon(records.run)
+    nursery.start_soon(change, "one")
+    await trio.to_thread.run_sync(store.begun.wait)
+    for name in ("two", "three"):
+        nursery.start_soon(change, name)
+    await wait_all_tasks_blocked()
+    assert told == []
+    store.go_on.set()
+    await records.kept()
+    await wait_all_tasks_blocked()
+    assert sorted(told) == ["one", "three", "two"]
+    assert store.writes == 2
+
+
+async def test_a_full_disk_is_said_and_tried_again(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    records = Records(store)
+    nursery.start_soon(partial(records.run, in_thread=False))
+    store.full = "no space left"
+    records.put("a", "one", 1)
+    with caplog.at_level(logging.ERROR), pytest.raises(NotStored, match="no space left"):
+        await records.kept()
+    await trio.sleep(5.5)
+    assert len(caplog.records) == 1
+    store.full = None
+    await trio.sleep(1)
+    await records.kept()
+    assert store.kinds() == ["a"]
+
+
+async def test_what_waits_at_the_end_is_written(nursery: trio.Nursery) -> None:
+    store = MemoryStore()
+    records = Records(store)
+    records.put("a", "one", 1)
+    records.close()
+    records.close()
+    assert (store.kinds(), store.writes) == (["a"], 1)
+
+
+async def test_a_cancelled_writer_loses_nothing() -> None:
+    store = MemoryStore()
+    records = Records(store)
+    records.put("a", "one", 1)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await records.run()
+    records.close()
+    assert store.kinds() == ["a"]
+
+
+async def test_a_last_write_that_fails_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    store.full = "no space left"
+    records = Records(store)
+    records.put("a", "one", 1)
+    with caplog.at_level(logging.ERROR):
+        records.close()
+    assert "the last 1 changes are lost: no space left" in caplog.text
+
+
+async def test_without_a_store_nothing_waits() -> None:
+    records = Records()
+    records.put("a", "one", 1)
+    assert records.asked == 0
+    await records.kept()
+    records.close()
+    assert records.load() == []
+
+
+def test_a_record_that_cannot_be_read_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    store.records = {("a", "bad"): b"\xc1", ("a", "good"): b"\x01"}
+    records = Records(store)
+    with caplog.at_level(logging.ERROR):
+        assert records.load() == [("a", "good", 1)]
+    assert "'bad'" in caplog.text
+    assert ("a", "good") in records
+    records.close()
+    assert ("a", "bad") in store.records
