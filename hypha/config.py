@@ -81,6 +81,7 @@ class Limits:
     sessions_per_workspace: int = 1000
     sessions_per_principal: int = 100
     services_per_session: int = 500
+    services_per_workspace: int = 10_000
     description_bytes: int = 64 * KIB
     descriptions_bytes_per_session: int = 4 * MIB
     list_bytes: int = 4 * MIB

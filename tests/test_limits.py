@@ -105,6 +105,10 @@ TABLE = {
     "services_per_session": by(
         "broker/test_registry.py::test_the_services_of_a_session_are_bounded_exactly_and_too_many_change_nothing"
     ),
+    "services_per_workspace": by(
+        "broker/test_administration.py::"
+        "test_the_services_of_a_workspace_are_bounded_exactly_and_those_that_return_are_not"
+    ),
     "description_bytes": by("broker/test_registry.py::test_the_size_of_a_description_is_bounded_exactly"),
     "descriptions_bytes_per_session": by(
         "broker/test_registry.py::"

@@ -22,6 +22,7 @@ from hypha.apps.page import page
 from hypha.apps.source import multihash, parse
 from hypha.broker.access import Action, Level, Principal, level_in, may
 from hypha.broker.function import Function
+from hypha.broker.issuing import granted_by
 from hypha.broker.own import Visit
 from hypha.broker.registry import Workspace
 from hypha.broker.session import PeerSession
@@ -408,6 +409,8 @@ class Apps:
             home=app.workspace,
             client=app.client_id,
             tokens=app.owner.tokens,
+            issuers=(*app.owner.issuers, app.owner.id),
+            granted_by=granted_by(self._broker, app.owner, {app.workspace: level}),
         )
         return self._broker.tokens.issue_living(principal)
 

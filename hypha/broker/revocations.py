@@ -1,19 +1,21 @@
-"""Which tokens were revoked. What a revoked token has issued, however indirectly, is revoked with it."""
+"""Which tokens and which users were revoked. What they have issued, however indirectly, is revoked with them."""
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
 from collections.abc import Collection
+from typing import Any
 
 from hypha.config import Limits
 from hypha.errors import LimitExceeded
 
 
 class Revocations:
-    """The ids of revoked tokens, each until its token would have expired by itself. In memory.
+    """The ids of revoked tokens, each until its token would have expired by itself, and blocked users. In memory.
 
-    One is never forgotten earlier to make room: when there is none, revoking fails and says so.
+    One is never forgotten earlier to make room: when there is none, revoking fails and says so. A user, by id or e-mail
+    address, is blocked until that is taken back: *blocked* tells when that was, in seconds since the epoch, and why.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -21,6 +23,7 @@ class Revocations:
         self._owners: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
         self._ends: list[tuple[float, str]] = []
+        self.blocked: dict[str, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -44,6 +47,10 @@ class Revocations:
     def touch(self, tokens: Collection[str]) -> bool:
         """Whether one of *tokens* was revoked."""
         return not self._owners.keys().isdisjoint(tokens)
+
+    def is_blocked(self, names: Collection[str | None]) -> bool:
+        """Whether a user that is known by one of *names* is blocked."""
+        return not self.blocked.keys().isdisjoint(names)
 
     def forget(self, now: float) -> None:
         """Forget those whose time is over. *now*: seconds since the epoch."""

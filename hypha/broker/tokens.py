@@ -107,8 +107,20 @@ class Tokens:
         self._revocations.add(principal.tokens[-1], owner, principal.expires_at + _CLOCK_SKEW)
 
     def is_revoked(self, principal: Principal) -> bool:
-        """Whether *principal* came with a token that was revoked since."""
-        return self._has_ended(principal.tokens)
+        """Whether *principal* came with a token that was revoked since, or is or comes from a blocked user."""
+        return self._has_ended(principal.tokens) or self._revocations.is_blocked(principal.known_as)
+
+    def block(self, user: str, reason: str) -> None:
+        """Refuse a user, by id or e-mail address, and whatever it has issued, until :meth:`unblock`."""
+        self._revocations.blocked[user] = {"since": self._clock(), "reason": reason}
+
+    def unblock(self, user: str) -> bool:
+        """Take that back. False when it was not blocked."""
+        return self._revocations.blocked.pop(user, None) is not None
+
+    def blocked(self) -> list[dict[str, Any]]:
+        """Who is blocked: ``user``, ``since`` in seconds since the epoch, ``reason``."""
+        return [{"user": user, **entry} for user, entry in self._revocations.blocked.items()]
 
     def sweep(self) -> None:
         """Forget the revoked tokens that have expired."""
@@ -138,6 +150,8 @@ class Tokens:
             "exp": int(now + expires_in),
             "jti": token_id or secrets.token_urlsafe(12),
             "via": list(principal.tokens),
+            "line": list(principal.issuers),
+            "by": {name: list(names) for name, names in principal.granted_by.items()},
             "use": use,
             "scope": " ".join(scope),
             "anonymous": principal.is_anonymous,
@@ -158,6 +172,8 @@ class Tokens:
             raise NotAuthenticated("the token is not meant for this use")
         if self._has_ended([*claims.get("via", ()), str(claims.get("jti"))]):
             raise NotAuthenticated("the token was revoked; generate a new one")
+        if self._revocations.is_blocked({claims["sub"], claims.get("email"), *claims.get("line", ())}):
+            raise NotAuthenticated("this user is blocked; ask whoever runs the server")
         return claims
 
     def _decode(self, bare: str) -> Mapping[str, Any]:
@@ -200,6 +216,8 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
         client=claims.get("client"),
         expires_at=claims["exp"] if is_access else claims.get("until"),
         tokens=(*through, str(claims.get("jti"))) if is_access else through,
+        issuers=tuple(claims.get("line", ())),
+        granted_by={name: tuple(names) for name, names in claims.get("by", {}).items()},
     )
 
 
