@@ -22,7 +22,7 @@ from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.store import DataDir, Documents, open_data_dir
-from hypha.web import app_pages, assets, guard, listing, login
+from hypha.web import administration, app_pages, assets, guard, listing, login
 from hypha.web.apps import Apps as Mounts
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
@@ -57,7 +57,7 @@ class Assembly:
         self._done = trio.Event()
         self._app = create_app(self)
         assets.add_routes(self._app)
-        for pages_of in (listing, login):
+        for pages_of in (listing, login, administration):
             pages_of.add_routes(self._app, lambda: self._open_rooms().broker)
         app_pages.add_routes(self._app, lambda: self._open_rooms().apps, HEADERS)
         self._app.before_serving(self._start)

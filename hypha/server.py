@@ -14,13 +14,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hypha.banner import announce, say
+from hypha.banner import announce, say, show
 from hypha.command import parse
 from hypha.config import Config
 from hypha.errors import ConfigError
 from hypha.lazy import Application, Failure, LazyApp
 from hypha.listen import open_sockets
-from hypha.parent import MISUSED, ORDERING_SIGNALS, Parent
+from hypha.parent import MISUSED, ORDERING_SIGNALS, STOPPED, Parent
 
 
 def _make() -> Application:
@@ -40,7 +40,7 @@ app = LazyApp(_make, _on_failure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the server of the command line until it is stopped; the exit code.
+    """Run the server of the command line until it is stopped, or do what is asked for in its place; the exit code.
 
     0: stopped. 1: something that must be there is not. 2: the command line or the configuration cannot be used.
     """
@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     started_at = time.monotonic() - time.process_time()
     try:
         command = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        if command.issue_admin_token:
+            show(_admin_token(command.config))
+            return STOPPED
         sockets = open_sockets(command.config, command.fds)
     except ConfigError as error:
         say(str(error))
@@ -60,6 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command.single_process:
         return _serve_here(config, sockets, started_at)
     return Parent(config, sockets, started_at).run()
+
+
+def _admin_token(config: Config) -> str:
+    """A token of an administrator. Raises :class:`hypha.errors.ConfigError` where no server has ever been."""
+    from hypha.broker.issuing import admin_token
+    from hypha.store import signing_key_of
+
+    return admin_token(signing_key_of(config.data_dir), config.limits)
 
 
 def _with_address(config: Config, sockets: Sequence[socket.socket]) -> Config:

@@ -187,6 +187,7 @@ class Administration:
         place.description = settings.get("description", place.description)
         publish(place, "workspace_changed", lambda: {"id": place.name, "workspace": place.name})
         self._broker.expel_denied(place, principal)
+        self._broker.flush()
 
     def delete(self, place: Workspace) -> None:
         """End a workspace: its clients are disconnected for good. Raises :class:`PermissionDenied` for ``public``."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hypha.broker.access import Level, Principal, granted_level, level_in
-from hypha.broker.tokens import new_user_id
+from hypha.broker.access import ADMIN_ROLE, Level, Principal, granted_level, level_in
+from hypha.broker.tokens import Tokens, new_user_id
+from hypha.config import Limits
 from hypha.errors import InvalidArgument, LimitExceeded, PermissionDenied
 from hypha.wire.address import check_client_id
 from hypha.wire.calls import encode_value
@@ -37,6 +38,12 @@ def issue(
         raise LimitExceeded("a token for so many workspaces would make every message too long; ask for fewer")
     life = broker.token_life(issuer, config.get("expires_in"))
     return principal.id, broker.tokens.issue(principal, expires_in=life)
+
+
+def admin_token(key: bytes, limits: Limits) -> str:
+    """A token of a new user that administers the server whose signing key is *key*, for ``token_seconds``."""
+    admin = Principal(id=new_user_id(), is_anonymous=False, roles=(ADMIN_ROLE,))
+    return Tokens(key, limits=limits).issue(admin, expires_in=limits.token_seconds)
 
 
 def grant(broker: Broker, issuer: Principal, name: str, wanted: Level | None = None) -> Level:

@@ -1,6 +1,6 @@
 """The data directory: lock, signing key, documents. Standard library only."""
 
-from hypha.store.datadir import DataDir, open_data_dir
+from hypha.store.datadir import DataDir, open_data_dir, signing_key_of
 from hypha.store.documents import Documents
 
-__all__ = ["DataDir", "Documents", "open_data_dir"]
+__all__ = ["DataDir", "Documents", "open_data_dir", "signing_key_of"]
