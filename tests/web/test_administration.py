@@ -76,7 +76,7 @@ async def test_a_token_that_is_made_lets_in_what_it_says(
     await peer.provide("svc", {}, "protected", picture=b"no JSON")
     summary = (await ask(stack, "GET", "/workspaces/lab/summary")).json()
     assert (summary["client_count"], summary["service_count"], summary["clients"]) == (1, 1, ["worker"])
-    assert summary["services"][0]["config"] == {"visibility": "protected", "workspace": "lab"}
+    assert summary["services"][0]["config"]["visibility"] == "protected"
     for wrong in ({"scopes": ["other"]}, {"workspace": "other"}, {"permission": "all"}, {"expires_in": -1}):
         assert (await ask(stack, "POST", "/workspaces/lab/tokens", wrong)).status == 400
     assert (await ask(stack, "POST", "/api/tokens/revoke", {"token": token})).status == 204
