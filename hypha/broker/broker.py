@@ -395,11 +395,14 @@ class Broker:
         self.registry.drop_if_unused(workspace)
 
     def expel(self, session: PeerSession, reason: str) -> None:
-        """End a session for good. A modern client is told not to come back; a legacy one is refused when it tries."""
-        if not session.dialect.legacy_manager:
+        """End a session for good. A modern client is told not to come back; the others are refused when they try.
+
+        So is hypha-rpc for Python: that word makes it wait for itself, and its program never ends.
+        """
+        if not session.dialect.legacy_manager and session.dialect.language != "Python":
             farewell = Message({"type": "force-exit", "to": session.name, "reason": reason}, b"")
             session.tell(farewell, self.server.address)
-            session.outbox.flush()
+        session.outbox.flush()
         session.transport.close(1008, reason)
         self.leave(session, clean=True)
 
