@@ -34,6 +34,7 @@ class AdministrationFunctions:
             self.list_workspaces,
             self.set_permission,
             self.kick_client,
+            self.list_tokens,
             self.revoke_token,
         )
         for run in looking:
@@ -105,10 +106,16 @@ class AdministrationFunctions:
             raise InvalidArgument("a client disconnects itself by ending its connection")
         self._administration.kick(member, reason)
 
+    async def list_tokens(self, call: ServerCall, workspace: str | None = None) -> list[dict[str, Any]]:
+        """The tokens for a workspace that the caller may revoke: its own, or all for who administers it."""
+        place = call.workspace if workspace is None else self._administration.visible(call.principal, workspace)
+        return self._administration.tokens(call.principal, place)
+
     async def revoke_token(self, call: ServerCall, token: str) -> None:
         """Let a token be refused from now on, with all that was issued through it; who came with it is disconnected.
 
-        That may do who holds it, who issued it, and an administrator of every workspace that it opens.
+        That may do who holds it, who issued it, and an administrator of every workspace that it opens. The token is
+        named by its text, or by its id from ``list_tokens``.
         """
         self._administration.revoke(call.principal, token)
 

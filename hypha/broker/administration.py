@@ -220,18 +220,27 @@ class Administration:
     def revoke(self, principal: Principal, token: object) -> None:
         """Let a token be refused from now on, with all that was issued through it; who came with it is disconnected.
 
-        That may do who holds it, who issued it, and an administrator of every workspace that it opens.
+        That may do who holds it, who issued it, and an administrator of every workspace that it opens. *token* is its
+        text, or its id from the list.
         """
         if not isinstance(token, str):
             raise InvalidArgument("a token is text")
-        holder = self._broker.tokens.verify(token)
-        opened = [self._registry.workspaces.get(name) for name in holder.grants]
-        administers = opened and all(
-            place is not None and may(principal, Action.ADMINISTER, place).allowed for place in opened
-        )
-        if not administers and not principal.is_admin and not principal.holds_or_issued(holder):
+        holder = self._broker.tokens.holder(token)
+        if not self._may_end(principal, holder):
             raise PermissionDenied("a token is revoked by who holds or issued it, or administers its workspace")
         self._broker.tokens.revoke(holder, principal.account)
+
+    def tokens(self, principal: Principal, place: Workspace) -> list[dict[str, Any]]:
+        """The tokens for *place* that *principal* may revoke, as far as they are remembered."""
+        tokens = self._broker.tokens.listed(place.name)
+        return [token.describe() for token in tokens if self._may_end(principal, token.holder)]
+
+    def _may_end(self, principal: Principal, holder: Principal) -> bool:
+        opened = [self._registry.workspaces.get(name) for name in holder.grants]
+        administers = bool(opened) and all(
+            place is not None and may(principal, Action.ADMINISTER, place).allowed for place in opened
+        )
+        return administers or principal.is_admin or principal.holds_or_issued(holder)
 
     # --- users: for administrators of the server --------------------------------------------------------------
 

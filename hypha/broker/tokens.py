@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import jwt
 
 from hypha.broker.access import Level, Principal
+from hypha.broker.issued import Issued, IssuedToken
 from hypha.broker.revocations import Revocations
 from hypha.config import Limits
 from hypha.errors import LimitExceeded, NotAuthenticated
@@ -53,6 +54,7 @@ class Tokens:
         self._decoded = lru_cache(_DECODED_TOKENS)(self._decode)
         self._limits = limits or Limits()
         self._revocations = Revocations(self._limits)
+        self.issued = Issued(self._limits)
         self._living: set[str] = set()
 
     def issue(self, principal: Principal, *, expires_in: float) -> str:
@@ -63,7 +65,9 @@ class Tokens:
         if len(principal.tokens) >= self._limits.token_depth:
             limit = self._limits.token_depth
             raise LimitExceeded(f"token_depth = {limit} tokens were issued one through the other; begin with the first")
-        return self._sign(principal, "access", expires_in)
+        token_id, now = secrets.token_urlsafe(12), self._clock()
+        self.issued.add(IssuedToken(token_id, principal, now, now + expires_in))
+        return self._sign(principal, "access", expires_in, token_id=token_id)
 
     def issue_living(self, principal: Principal) -> tuple[str, str]:
         """A token that is good until :meth:`end` is told its id, which comes with it.
@@ -105,6 +109,7 @@ class Tokens:
             return
         assert principal.expires_at is not None, "it was proved by a token, which ends"
         self._revocations.add(principal.tokens[-1], owner, principal.expires_at + _CLOCK_SKEW)
+        self.issued.discard(principal.tokens[-1])
 
     def is_revoked(self, principal: Principal) -> bool:
         """Whether *principal* came with a token that was revoked since, or is or comes from a blocked user."""
@@ -123,8 +128,23 @@ class Tokens:
         return [{"user": user, **entry} for user, entry in self._revocations.blocked.items()]
 
     def sweep(self) -> None:
-        """Forget the revoked tokens that have expired."""
+        """Forget the tokens that have expired."""
         self._revocations.forget(self._clock())
+        self.issued.forget(self._clock())
+
+    def listed(self, workspace: str) -> list[IssuedToken]:
+        """The tokens for *workspace* that are known to have been issued and are good, the oldest first."""
+        return [token for token in self.issued.of(workspace) if not self._has_ended(token.chain)]
+
+    def holder(self, text: str) -> Principal:
+        """The principal that a token proves, which is named by its text or by its id in the list.
+
+        Raises :class:`NotAuthenticated` as :meth:`verify` does.
+        """
+        known = self.issued.get(text)
+        if known is None:
+            return self.verify(text)
+        return replace(known.holder, tokens=known.chain, expires_at=known.expires_at)
 
     def _has_ended(self, ids: Collection[str]) -> bool:
         ended = any(token.startswith(_LIVING) and token not in self._living for token in ids)

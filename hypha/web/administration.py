@@ -144,6 +144,11 @@ def _add_tokens(app: QuartTrio, asker: _AskerOf) -> None:
         user, token = issue(who.broker, who.principal, config, grants, place.name)
         return jsonify({"user": user, "token": token}), 201
 
+    @app.get("/workspaces/<workspace>/tokens")
+    async def list_tokens(workspace: str) -> Response:
+        who = asker()
+        return jsonify(who.administration.tokens(who.principal, who.sees(workspace)))
+
     @app.post("/api/tokens/revoke")
     async def revoke_token() -> tuple[str, int]:
         token, who = (await _body()).get("token"), asker()

@@ -53,6 +53,7 @@ BOTH = {
     "list_workspaces": Row(READ),
     "set_permission": Row(ADMIN, ("somebody", "read"), ADMIN, ("somebody", "read", "{}")),
     "kick_client": Row(ADMIN, ("victim",), ADMIN, ("victim", "bye", "{}")),
+    "list_tokens": Row(READ, (), READ, ("{}",)),
     "revoke_token": Row(ADMIN, ("TOKEN",), ADMIN, ("TOKEN",)),
     "list_users": Row(OPERATOR, (), OPERATOR, ()),
     "block_user": Row(OPERATOR, ("somebody",), OPERATOR, ("somebody",)),

@@ -95,6 +95,7 @@ SAFE_TO_CALL: dict[str, Callable[[Peer], tuple[Any, ...]]] = {
     "set": lambda peer: ({},),
     "update_workspace": lambda peer: ({},),
     "list_workspaces": lambda peer: (),
+    "list_tokens": lambda peer: (),
     "set_permission": lambda peer: ("somebody", "read"),
     "set_quota": lambda peer: ({},),
     "list_users": lambda peer: (),

@@ -47,6 +47,7 @@ ROWS = {
     ),
     "DELETE /workspaces/<workspace>/permissions/<user>": Row("/workspaces/{}/permissions/somebody", ADMIN, 204),
     "POST /workspaces/<workspace>/tokens": Row("/workspaces/{}/tokens", READ, 201, {"permission": "read"}),
+    "GET /workspaces/<workspace>/tokens": Row("/workspaces/{}/tokens", READ),
     "PUT /workspaces/<workspace>/quota": Row("/workspaces/{}/quota", OPERATOR, 200, {"clients": 5}),
     "POST /api/tokens/revoke": Row("/api/tokens/revoke", ADMIN, 204, {"token": "TOKEN"}),
     "GET /api/users": Row("/api/users", OPERATOR),
