@@ -25,7 +25,7 @@ from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.memory import Spare
 from hypha.store import DataDir, Documents, State, open_data_dir, open_state
-from hypha.web import app_pages, assets, guard, listing, login
+from hypha.web import administration, app_pages, assets, guard, listing, login
 from hypha.web.apps import Apps as Mounts
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
@@ -63,7 +63,7 @@ class Assembly:
         self._done = trio.Event()
         self._app = create_app(self)
         assets.add_routes(self._app)
-        for pages_of in (listing, login):
+        for pages_of in (listing, login, administration):
             pages_of.add_routes(self._app, lambda: self._open_rooms().broker)
         app_pages.add_routes(self._app, lambda: self._open_rooms().apps, HEADERS)
         self._app.before_serving(self._start)

@@ -25,7 +25,7 @@ from hypha import command, errors
 from hypha.broker.broker import Broker
 from hypha.config import PASSED_ON, PASSED_ON_PREFIXES, Config, Limits
 from hypha.launch.plan import read_plan
-from hypha.web import app_pages, assets, listing, login
+from hypha.web import administration, app_pages, assets, listing, login
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
 from tests.house.certificate import CERTIFICATE, KEY
@@ -170,7 +170,7 @@ def test_every_address_is_documented(reference: str) -> None:
     documented = {code(cells[0])[0].rpartition(" ")[2] for cells in rows(section(reference, "Addresses"))}
     app = create_app(Healthy())
     assets.add_routes(app)
-    for pages_of in (listing, login):
+    for pages_of in (listing, login, administration):
         pages_of.add_routes(app, no_broker)
     app_pages.add_routes(app, lambda: None, {})
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
@@ -410,8 +410,9 @@ async def test_the_recipe_for_https(nursery: trio.Nursery, tmp_path: Path) -> No
         program.write_text(_SECURE_CLIENT)
         trusting = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")}
         address = f"https://localhost:{port}"
-        command = [environments.CLIENTS[-1].python, program, address]
-        async with processes.start(nursery, command, cwd=tmp_path, environ=trusting) as client:
+        async with processes.start(
+            nursery, [environments.CLIENTS[-1].python, program, address], cwd=tmp_path, environ=trusting
+        ) as client:
             assert (await client.wait()).stdout.splitlines()[0] == f"5000000 {address}"
         await stop(server)
 

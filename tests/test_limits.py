@@ -105,6 +105,10 @@ TABLE = {
     "services_per_session": by(
         "broker/test_registry.py::test_the_services_of_a_session_are_bounded_exactly_and_too_many_change_nothing"
     ),
+    "services_per_workspace": by(
+        "broker/test_administration.py::"
+        "test_the_services_of_a_workspace_are_bounded_exactly_and_those_that_return_are_not"
+    ),
     "description_bytes": by("broker/test_registry.py::test_the_size_of_a_description_is_bounded_exactly"),
     "descriptions_bytes_per_session": by(
         "broker/test_registry.py::"
@@ -139,6 +143,12 @@ TABLE = {
     "json_array_bytes": by("wire/test_values.py::test_the_limit_of_an_array_is_exact"),
     "token_seconds": by("test_limits.py::test_a_token_lives_so_long", quiet="the token has expired"),
     "token_depth": by("broker/test_revocations.py::test_tokens_are_issued_one_through_the_other_so_often"),
+    "listed_tokens": by(
+        "broker/test_issued.py::test_the_listed_tokens_are_bounded_exactly", quiet="the oldest is not listed any more"
+    ),
+    "listed_tokens_per_principal": by(
+        "broker/test_issued.py::test_the_listed_tokens_are_bounded_exactly", quiet="the oldest is not listed any more"
+    ),
     "revoked_tokens": by("broker/test_revocations.py::test_the_revoked_tokens_are_bounded_exactly"),
     "revoked_tokens_per_principal": by("broker/test_revocations.py::test_the_revoked_tokens_are_bounded_exactly"),
     "reconnection_token_seconds": by(

@@ -23,6 +23,7 @@ from hypha.apps.probe import Probe, ProbeFailed, parse_probe
 from hypha.apps.progress import Progress, Tell
 from hypha.apps.python import find_pyodide
 from hypha.broker.access import Level, Principal, level_in
+from hypha.broker.issuing import granted_by
 from hypha.broker.session import PeerSession
 from hypha.broker.tokens import new_user_id
 from hypha.errors import CallTimeout, Conflict, HyphaError, LimitExceeded, PeerGone, PermissionDenied
@@ -296,6 +297,8 @@ class Runner:
             home=app.workspace,
             client=app.client_id,
             tokens=app.owner.tokens,
+            issuers=(*app.owner.issuers, app.owner.id),
+            granted_by=granted_by(self._broker, app.owner, {app.workspace: level}),
         )
         return self._broker.tokens.issue_living(principal)
 

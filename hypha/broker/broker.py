@@ -14,6 +14,7 @@ import trio
 
 from hypha.broker import builtin, modern
 from hypha.broker.access import Action, Principal, may
+from hypha.broker.administration import Administration
 from hypha.broker.endpoint import ServerSession
 from hypha.broker.events import publish
 from hypha.broker.inflight import end_session, fail_calls, forget_silent
@@ -23,6 +24,7 @@ from hypha.broker.login import DESCRIPTION, Login
 from hypha.broker.manager import BUILT_IN
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
 from hypha.broker.own import Visit
+from hypha.broker.quotas import ceiling
 from hypha.broker.records import Records, Store
 from hypha.broker.registration import Registration, parse_registration, registrations, require_within
 from hypha.broker.registry import Registry, Workspace
@@ -103,9 +105,12 @@ class Broker:
         self.records = Records(store)
         self.tokens = Tokens(key, clock, config.limits, self.records)
         self.dirty: DirtyOutboxes = {}
+        #: What an administrator has set for users, by account (:mod:`hypha.broker.quotas`).
+        self.quotas: dict[str, dict[str, int]] = {}
         mounted = {mount.path.split("/")[1] for mount in config.static_mounts} - {""}
         self.registry = Registry(config.limits, mounted, Ledger(self.records, self.now, clock))
         self.reader = FrameReader(header_bounds(config.limits))
+        self.administration = Administration(self)
         self.server = ServerSession(server_id, self.registry, config.limits, self.dirty, self.reader)
         self.server.functions.update(builtin.functions(self))
         self.server.modern_functions.update(modern.functions(self))
@@ -122,6 +127,8 @@ class Broker:
         self._next_look = 0.0  # trio time
         self._ended: OrderedDict[str, float] = OrderedDict()
         self._suspended = Suspended(config.limits)
+        #: Workspaces with a member that has taken its own access away.
+        self._left: set[str] = set()
 
     def now(self) -> float:
         """trio time in seconds."""
@@ -141,6 +148,10 @@ class Broker:
         kept.enter_workspaces(self.registry)
         for token, (owner, until) in kept.revoked.items():
             self.tokens.revocations.restore(token, owner, until)
+        self.tokens.revocations.blocked.update(kept.blocked)
+        for issued in kept.issued:
+            self.tokens.issued.restore(issued)
+        self.quotas.update(kept.quotas)
         self._ended.update(kept.ended)
         for parked in kept.parked:
             workspace = self.registry.restore_workspace(parked.address.workspace)
@@ -380,9 +391,15 @@ class Broker:
             self.router.release(expected)
 
     def _require_quota(self, principal: Principal) -> None:
-        limit = self.limits.sessions_per_principal
-        if len(self.registry.sessions_of(principal.id)) >= limit:
-            raise LimitExceeded(f"sessions_per_principal = {limit} clients of this user are connected already")
+        quota = self.quotas.get(principal.account, {})
+        limit, name = ceiling(quota, "clients", self.limits.sessions_per_principal, "sessions_per_principal")
+        # A quota is the person's; the limit is for each user that tokens were issued to, so that many can share one.
+        if "clients" in quota:
+            connected = sum(1 for session in self.registry.sessions() if session.principal.account == principal.account)
+        else:
+            connected = len(self.registry.sessions_of(principal.id))
+        if connected >= limit:
+            raise LimitExceeded(f"{name} = {limit} clients of this user are connected already")
 
     # --- going ------------------------------------------------------------------------------------------------
 
@@ -413,10 +430,17 @@ class Broker:
                 self.registry.drop_if_unused(workspace)
         self.flush()
 
-    def expel_denied(self, workspace: Workspace) -> None:
-        """End the sessions of those who may not be in *workspace* any more."""
+    def expel_denied(self, workspace: Workspace, asker: Principal | None = None) -> None:
+        """End the sessions of those who may not be in *workspace* any more; *asker*'s own a moment later.
+
+        Who takes its own access away is answered first.
+        """
         for member in list(workspace.members.values()):
-            if not may(member.principal, Action.JOIN, workspace).allowed:
+            if may(member.principal, Action.JOIN, workspace).allowed:
+                continue
+            if asker is not None and member.principal.id == asker.id:
+                self._left.add(workspace.name)
+            else:
                 self.expel(member, "access to the workspace was taken away")
 
     def delete_workspace(self, workspace: Workspace) -> None:
@@ -431,17 +455,29 @@ class Broker:
         self.registry.drop_if_unused(workspace)
 
     def expel(self, session: PeerSession, reason: str) -> None:
-        """End a session for good. A modern client is told not to come back; a legacy one is refused when it tries."""
-        if not session.dialect.legacy_manager:
+        """End a session for good. A modern client is told not to come back; the others are refused when they try.
+
+        So is hypha-rpc for Python: that word makes it wait for itself, and its program never ends.
+        """
+        if not session.dialect.legacy_manager and session.dialect.language != "Python":
             farewell = Message({"type": "force-exit", "to": session.name, "reason": reason}, b"")
             session.tell(farewell, self.server.address)
-            session.outbox.flush()
+        session.outbox.flush()
         session.transport.close(1008, reason)
         self.leave(session, clean=True)
 
     def is_busy(self) -> bool:
         """Whether a call runs: between clients, from HTTP to a client, or of the server's own functions."""
         return any(session.inbound or session.server_calls for session in self.registry.sessions())
+
+    def end_revoked(self) -> None:
+        """End the sessions of those whose token was revoked, or who are blocked."""
+        for session in list(self.registry.sessions()):
+            if self.tokens.is_revoked(session.principal):
+                # Who returns is refused, which ends every client. The word with which others are expelled would leave
+                # hypha-rpc for Python waiting for itself.
+                session.transport.close(1008, "the token was revoked")
+                self.leave(session, clean=True)
 
     def give_up_calls(self) -> None:
         """Fail all calls that run, while their callers can still be told: the server is about to end."""
@@ -520,11 +556,11 @@ class Broker:
             expires = session.principal.expires_at
             if expires is not None and expires < wall:
                 session.transport.close(1008, "the token has expired")
-            elif self.tokens.is_revoked(session.principal):
-                # Who returns is refused, which ends every client. The word with which others are expelled would leave
-                # hypha-rpc for Python waiting for itself.
-                session.transport.close(1008, "the token was revoked")
-                self.leave(session, clean=True)
+        self.end_revoked()
+        while self._left:
+            workspace = self.registry.workspaces.get(self._left.pop())
+            if workspace is not None:
+                self.expel_denied(workspace)
         self.tokens.sweep()
         for parked in self._suspended.expired(now):
             self._unpark(parked)

@@ -18,6 +18,7 @@ from hypha.broker.events import publish
 from hypha.broker.info import service_info
 from hypha.broker.journal import Journal
 from hypha.broker.ledger import Ledger
+from hypha.broker.quotas import ceiling
 from hypha.broker.records import Records
 from hypha.broker.registration import (
     Registration,
@@ -52,6 +53,10 @@ class Workspace:
     owners: list[str] = field(default_factory=list)
     allow_list: list[str] = field(default_factory=list)
     deny_list: list[str] = field(default_factory=list)
+    #: The level of others, by user id or e-mail address: ``read``, ``read_write`` or ``admin``.
+    permissions: dict[str, str] = field(default_factory=dict)
+    #: What an administrator of the server has set in the place of limits (:mod:`hypha.broker.quotas`).
+    quota: dict[str, int] = field(default_factory=dict)
     visibility: str = "protected"
     description: str | None = None
     persistent: bool = False
@@ -78,6 +83,8 @@ class Workspace:
             "owners": list(self.owners),
             "allow_list": list(self.allow_list),
             "deny_list": list(self.deny_list),
+            "permissions": dict(self.permissions),
+            "quota": dict(self.quota),
             "visibility": self.visibility,
             "read_only": False,
             "config": {"bookmarks": self.bookmarks},
@@ -143,8 +150,10 @@ class Registry:
         workspace = self.workspaces[session.address.workspace]
         if session.address.client in workspace.members:
             raise Conflict(f"client id {session.address.client!r} is connected already")
-        if len(workspace.members) >= self.limits.sessions_per_workspace:
-            raise LimitExceeded(f"sessions_per_workspace = {self.limits.sessions_per_workspace} are connected already")
+        limits = self.limits
+        most, name = ceiling(workspace.quota, "clients", limits.sessions_per_workspace, "sessions_per_workspace")
+        if len(workspace.members) >= most:
+            raise LimitExceeded(f"{name} = {most} are connected already")
         workspace.members[session.address.client] = self.peers[session.name] = session
         workspace.idle_since = None
         self._by_principal.setdefault(session.principal.id, {})[session] = None
@@ -226,6 +235,7 @@ class Registry:
         others = [other for other in registrations(session) if other.id != entry.id]
         require_within(self.limits, [*others, entry])
         if before is None:
+            self.require_room(session, [*session.services, entry.id])
             self._require_singleton(session, entry)
         else:
             self._unlist(before)
@@ -255,6 +265,18 @@ class Registry:
         for service_id in ids:
             if service_id in home.own_services:
                 raise Conflict(f"service id {service_id!r} in workspace {home.name!r} is the server's own")
+
+    def require_room(self, session: PeerSession, ids: Iterable[str]) -> None:
+        """Raise :class:`LimitExceeded` when the workspace has no room for *session* to offer just *ids*.
+
+        What comes back after a lost connection is not asked: it was there before.
+        """
+        home, limits = self.workspaces[session.address.workspace], self.limits
+        most, name = ceiling(home.quota, "services", limits.services_per_workspace, "services_per_workspace")
+        wanted = set(ids)
+        others = sum(len(member.services) for member in home.members.values() if member is not session)
+        if len(wanted) > len(session.services) and others + len(wanted) > most:
+            raise LimitExceeded(f"{name} = {most} services are offered in the workspace already")
 
     def _require_singleton(self, session: PeerSession, entry: Registration) -> None:
         for other in self.named(entry.id):

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hypha.broker import ledger
+from hypha.broker.issued import ISSUED, IssuedToken, issued_token
 from hypha.broker.journal import Event
 from hypha.broker.registration import Registration
 from hypha.broker.registry import Registry
-from hypha.broker.revocations import REVOKED
+from hypha.broker.revocations import BLOCKED, REVOKED
 from hypha.broker.suspended import Parked
 from hypha.config import Limits
 from hypha.wire.address import Address
@@ -24,7 +25,8 @@ class Kept:
 
     *parked*: sessions of which each was connected when the server ended, or lost before; the first to expire first.
     *revoked*: token id -> owner and end in seconds since the epoch. *ended*: session identity -> end in trio time, the
-    first to expire first. *left*: of each kind what members have left with their workspaces, by name.
+    first to expire first. *blocked*: user -> since when and why. *quotas*: account -> quota. *issued*: the oldest
+    first. *left*: of each kind what members have left with their workspaces, by name.
     """
 
     settings: _Left
@@ -32,6 +34,9 @@ class Kept:
     parked: list[Parked]
     revoked: dict[str, tuple[str, float]]
     ended: dict[str, float]
+    blocked: dict[str, dict[str, Any]]
+    quotas: dict[str, dict[str, int]]
+    issued: list[IssuedToken]
     youngest: int = -1
 
     def enter_workspaces(self, registry: Registry) -> None:
@@ -77,8 +82,15 @@ def read(records: Iterable[tuple[str, str, Any]], wall: float, now: float, limit
         sorted(parked, key=lambda item: item.until),
         {token: (owner, until) for token, (owner, until) in by_kind.get(REVOKED, ())},
         dict(sorted(ended.items(), key=lambda item: item[1])),
+        dict(by_kind.get(BLOCKED, ())),
+        dict(by_kind.get(ledger.QUOTA, ())),
+        sorted(_issued(by_kind.get(ISSUED, ())), key=lambda token: token.issued_at),
         youngest,
     )
+
+
+def _issued(kept: Iterable[tuple[str, Any]]) -> Iterable[IssuedToken]:
+    return (issued_token(token_id, record) for token_id, record in kept)
 
 
 def _parked(session: _Session, now: float, ahead: float, grace: float) -> Parked:

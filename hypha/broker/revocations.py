@@ -1,24 +1,26 @@
-"""Which tokens were revoked. What a revoked token has issued, however indirectly, is revoked with it."""
+"""Which tokens and which users were revoked. What they have issued, however indirectly, is revoked with them."""
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
 from collections.abc import Collection
+from typing import Any
 
 from hypha.broker.records import Records
 from hypha.config import Limits
 from hypha.errors import LimitExceeded
 
-#: The kind of their records.
-REVOKED = "revoked"
+#: The kinds of their records.
+REVOKED, BLOCKED = "revoked", "blocked"
 
 
 class Revocations:
-    """The ids of revoked tokens, each until its token would have expired by itself.
+    """The ids of revoked tokens, each until its token would have expired by itself, and blocked users.
 
-    One is never forgotten earlier to make room: when there is none, revoking fails and says so. They are kept in
-    *records*, ids and no secrets.
+    One is never forgotten earlier to make room: when there is none, revoking fails and says so. A user, by id or e-mail
+    address, is blocked until that is taken back: *blocked* tells when that was, in seconds since the epoch, and why.
+    Both are kept in *records*, ids and no secrets.
     """
 
     def __init__(self, limits: Limits, records: Records | None = None) -> None:
@@ -27,6 +29,7 @@ class Revocations:
         self._owners: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
         self._ends: list[tuple[float, str]] = []
+        self.blocked: dict[str, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -58,6 +61,20 @@ class Revocations:
     def touch(self, tokens: Collection[str]) -> bool:
         """Whether one of *tokens* was revoked."""
         return not self._owners.keys().isdisjoint(tokens)
+
+    def block(self, user: str, since: float, reason: str) -> None:
+        """Block a user from now on. *since*: seconds since the epoch."""
+        self.blocked[user] = {"since": since, "reason": reason}
+        self._records.put(BLOCKED, user, self.blocked[user], firm=True)
+
+    def unblock(self, user: str) -> bool:
+        """Take that back. False when it was not blocked."""
+        self._records.remove(BLOCKED, user, firm=True)
+        return self.blocked.pop(user, None) is not None
+
+    def is_blocked(self, names: Collection[str | None]) -> bool:
+        """Whether a user that is known by one of *names* is blocked."""
+        return not self.blocked.keys().isdisjoint(names)
 
     def forget(self, now: float) -> None:
         """Forget those whose time is over. *now*: seconds since the epoch."""

@@ -7,13 +7,14 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import jwt
 
 from hypha.broker.access import Level, Principal
+from hypha.broker.issued import Issued, IssuedToken
 from hypha.broker.records import Records
 from hypha.broker.revocations import Revocations
 from hypha.config import Limits
@@ -63,6 +64,7 @@ class Tokens:
         self._decoded = lru_cache(_DECODED_TOKENS)(self._decode)
         self._limits = limits or Limits()
         self.revocations = Revocations(self._limits, records)
+        self.issued = Issued(self._limits, records)
         self._living: set[str] = set()
 
     def issue(self, principal: Principal, *, expires_in: float) -> str:
@@ -73,7 +75,9 @@ class Tokens:
         if len(principal.tokens) >= self._limits.token_depth:
             limit = self._limits.token_depth
             raise LimitExceeded(f"token_depth = {limit} tokens were issued one through the other; begin with the first")
-        return self._sign(principal, "access", expires_in)
+        token_id, now = secrets.token_urlsafe(12), self._clock()
+        self.issued.add(IssuedToken(token_id, principal, now, now + expires_in))
+        return self._sign(principal, "access", expires_in, token_id=token_id)
 
     def issue_living(self, principal: Principal) -> tuple[str, str]:
         """A token that is good until :meth:`end` is told its id, which comes with it.
@@ -119,14 +123,42 @@ class Tokens:
             return
         assert principal.expires_at is not None, "it was proved by a token, which ends"
         self.revocations.add(principal.tokens[-1], owner, principal.expires_at + _CLOCK_SKEW)
+        self.issued.discard(principal.tokens[-1])
 
     def is_revoked(self, principal: Principal) -> bool:
-        """Whether *principal* came with a token that was revoked since."""
-        return self._has_ended(principal.tokens)
+        """Whether *principal* came with a token that was revoked since, or is or comes from a blocked user."""
+        return self._has_ended(principal.tokens) or self.revocations.is_blocked(principal.known_as)
+
+    def block(self, user: str, reason: str) -> None:
+        """Refuse a user, by id or e-mail address, and whatever it has issued, until :meth:`unblock`."""
+        self.revocations.block(user, self._clock(), reason)
+
+    def unblock(self, user: str) -> bool:
+        """Take that back. False when it was not blocked."""
+        return self.revocations.unblock(user)
+
+    def blocked(self) -> list[dict[str, Any]]:
+        """Who is blocked: ``user``, ``since`` in seconds since the epoch, ``reason``."""
+        return [{"user": user, **entry} for user, entry in self.revocations.blocked.items()]
 
     def sweep(self) -> None:
-        """Forget the revoked tokens that have expired."""
+        """Forget the tokens that have expired."""
         self.revocations.forget(self._clock())
+        self.issued.forget(self._clock())
+
+    def listed(self, workspace: str) -> list[IssuedToken]:
+        """The tokens for *workspace* that are known to have been issued and are good, the oldest first."""
+        return [token for token in self.issued.of(workspace) if not self._has_ended(token.chain)]
+
+    def holder(self, text: str) -> Principal:
+        """The principal that a token proves, which is named by its text or by its id in the list.
+
+        Raises :class:`NotAuthenticated` as :meth:`verify` does.
+        """
+        known = self.issued.get(text)
+        if known is None:
+            return self.verify(text)
+        return replace(known.holder, tokens=known.chain, expires_at=known.expires_at)
 
     def _has_ended(self, ids: Collection[str]) -> bool:
         ended = any(token.startswith(_LIVING) and token not in self._living for token in ids)
@@ -152,6 +184,8 @@ class Tokens:
             "exp": int(now + expires_in),
             "jti": token_id or secrets.token_urlsafe(12),
             "via": list(principal.tokens),
+            "line": list(principal.issuers),
+            "by": {name: list(names) for name, names in principal.granted_by.items()},
             "use": use,
             "scope": " ".join(scope),
             "anonymous": principal.is_anonymous,
@@ -172,6 +206,8 @@ class Tokens:
             raise NotAuthenticated("the token is not meant for this use")
         if self._has_ended([*claims.get("via", ()), str(claims.get("jti"))]):
             raise NotAuthenticated("the token was revoked; generate a new one")
+        if self.revocations.is_blocked({claims["sub"], claims.get("email"), *claims.get("line", ())}):
+            raise NotAuthenticated("this user is blocked; ask whoever runs the server")
         return claims
 
     def _decode(self, bare: str) -> Mapping[str, Any]:
@@ -214,6 +250,8 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
         client=claims.get("client"),
         expires_at=claims["exp"] if is_access else claims.get("until"),
         tokens=(*through, str(claims.get("jti"))) if is_access else through,
+        issuers=tuple(claims.get("line", ())),
+        granted_by={name: tuple(names) for name, names in claims.get("by", {}).items()},
     )
 
 
