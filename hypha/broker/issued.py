@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hypha.broker.access import Level, Principal
@@ -47,8 +47,7 @@ class IssuedToken:
 
     def record(self) -> dict[str, Any]:
         """What is kept of it."""
-        holder = {item.name: getattr(self.holder, item.name) for item in fields(Principal)}
-        return {"holder": holder, "issued_at": self.issued_at, "expires_at": self.expires_at}
+        return {"holder": asdict(self.holder), "issued_at": self.issued_at, "expires_at": self.expires_at}
 
 
 def issued_token(token_id: str, record: Mapping[str, Any]) -> IssuedToken:
