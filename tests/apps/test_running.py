@@ -7,9 +7,11 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
@@ -248,6 +250,28 @@ async def test_a_caller_that_leaves_during_a_launch_leaves_nothing(open_apps: Op
                     theirs = await user.get_service("server-apps")
                     await theirs.launch("await new Promise(() => {})", config=WINDOW)
             await until_so_many_run(apps, 0)
+
+
+async def test_a_launch_over_http_ends_when_its_client_leaves(open_apps: OpenServer) -> None:
+    async with (
+        open_apps() as server,
+        server.connect({"token": server.token("lab")}) as watcher,
+        httpx.AsyncClient(headers={"Authorization": f"Bearer {server.token('lab')}"}) as client,
+    ):
+        apps = await watcher.get_service("server-apps")
+        url = f"{server.url}/public/services/server-apps/launch"
+        launch = {"source": "await new Promise(() => {})", "config": WINDOW, "workspace": "lab"}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(client.post, url, json=launch, timeout=60))
+            (app,) = await until_so_many_run(apps, 1)
+            assert app["status"] == "connecting"
+            nursery.cancel_scope.cancel()
+        await until_so_many_run(apps, 0)
+        answer = await client.post(url, json={**launch, "progress_callback": {"_rtype": "method"}})
+        assert (answer.status_code, answer.json()["detail"]) == (
+            400,
+            "who calls over HTTP cannot send a function along",
+        )
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.3, 0.8])
