@@ -364,6 +364,31 @@ async def test_an_app_is_ready_when_its_probe_says_so_and_ends_when_it_does_not_
             await apps.launch(source, config=config)
 
 
+async def test_an_app_may_be_a_web_application(open_apps: OpenServer) -> None:
+    source = """
+        const config = { visibility: "public" };
+        const index = ({ query_string }) => ({ headers: { "X-Own": "1" }, body: `<h1>${query_string}</h1>` });
+        await api.registerService({ id: "pages", type: "functions", config, index });
+        const serve = async ({ scope, receive, send }) => {
+            const { body } = await receive();
+            await send({ type: "http.response.start", status: 201, headers: [] });
+            await send({ type: "http.response.body", body: `${scope.method} ${body.length}`, more_body: false });
+        };
+        await api.registerService({ id: "whole", type: "ASGI", config, serve });
+    """
+    async with open_apps() as server, server.connect() as user, httpx.AsyncClient() as client:
+        apps = await user.get_service("server-apps")
+        for config in (WINDOW, WORKER):
+            app = await apps.launch(source, config=config)
+            home = f"{server.url}/{app['workspace']}/apps"
+            answer = await client.get(f"{home}/pages/?hello")
+            assert (answer.headers["x-own"], answer.text) == ("1", "<h1>hello</h1>")
+            answer = await client.post(f"{home}/whole/a", content=b"12345")
+            assert (answer.status_code, answer.text) == (201, "POST 5")
+            await apps.stop(app["id"])
+            assert (await client.get(f"{home}/pages/?hello")).status_code == 404
+
+
 async def test_what_fails_says_why(open_apps: OpenServer) -> None:
     async with open_apps() as server, server.connect() as user:
         apps = await user.get_service("server-apps")
