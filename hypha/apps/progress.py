@@ -30,7 +30,8 @@ def tell_nobody(kind: str, text: str) -> None:
 async def telling(call_back: CallBack | None, run: Callable[[Tell], Awaitable[T]]) -> T:
     """What *run* returns or raises, after *call_back* was called with all that it has told, one after the other.
 
-    A caller who takes nothing misses what it cannot be told, and delays nothing but the end, a little.
+    A caller who takes nothing misses what it cannot be told, and delays nothing but the end, a little. Nobody hears
+    what is told later.
     """
     if call_back is None:
         return await run(tell_nobody)
@@ -42,6 +43,8 @@ async def telling(call_back: CallBack | None, run: Callable[[Tell], Awaitable[T]
             send.send_nowait({"type": kind, "message": text})
         except trio.WouldBlock:
             logger.info("a caller does not take the progress of its launch")
+        except trio.ClosedResourceError:  # the launch has failed, and the app takes its time to end
+            pass
 
     async with trio.open_nursery() as nursery:
         told = trio.Event()

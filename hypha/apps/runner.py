@@ -5,7 +5,7 @@ An app is a client of its workspace with a token of its own, which ends with it,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from hypha.apps.page import page
 from hypha.apps.probe import Probe, ProbeFailed, parse_probe
 from hypha.apps.progress import Progress, Tell
 from hypha.apps.python import find_pyodide
+from hypha.apps.source import Source
 from hypha.broker.access import Level, Principal, level_in
 from hypha.broker.issuing import granted_by
 from hypha.broker.session import PeerSession
@@ -190,7 +191,7 @@ class Runner:
                 app.html = page(source, await find_pyodide(self._broker.config.static_mounts))
                 app.progress.info("opening its page" if self.browser.is_up else "starting the browser")
                 async with self.browser.open(app) as app.page:
-                    await self._with_token(app, app.page, source.config)
+                    await self._with_token(app, app.page, source)
         except HyphaError as error:
             app.failure = app.failure or error
             app.reason = str(error) if app.ready else app.reason
@@ -201,7 +202,7 @@ class Runner:
             app.settled.set()
             app.over.set()
 
-    async def _with_token(self, app: RunningApp, page: Page, settings: Mapping[str, Any]) -> None:
+    async def _with_token(self, app: RunningApp, page: Page, source: Source) -> None:
         token, token_id = self._issue(app)
         try:
             config = {
@@ -212,14 +213,14 @@ class Runner:
                 "name": app.installed.manifest["name"],
             }
             await page.go(f"{self._host.inner_url}/apps/{app.key}")
-            app.progress.info("running its script")
+            app.progress.info("loading Python" if source.kind == "web-python" else "running its script")
             if app.waits_for is None:
                 await self._run_script(app, page, config)
             else:
                 await self._wait_for_service(app, page, config, app.waits_for)
-            await self._until_ready(app, parse_probe(settings, "readiness_probe"))
+            await self._until_ready(app, parse_probe(source.config, "readiness_probe"))
             app.settle()
-            await self._keep(app, parse_probe(settings, "liveness_probe"))
+            await self._keep(app, parse_probe(source.config, "liveness_probe"))
         finally:
             # Before the page is closed: callers shall know at once, however long that takes.
             self._host.end(token_id)

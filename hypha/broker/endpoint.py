@@ -422,7 +422,7 @@ class ServerSession(Session):
         """
         told = function if isinstance(function, dict) and values.is_method(function) else {}
         method, target = told.get("_rmethod"), told.get("_rtarget")
-        if not isinstance(method, str) or target not in {sender.name, sender.address.client}:
+        if not isinstance(method, str) or target not in (sender.name, sender.address.client):
             raise InvalidArgument("a function to be called back must be one of the caller's own")
         return partial(self.call, sender, method, source=to, stamp=server_stamp(to, sender.address.workspace))
 

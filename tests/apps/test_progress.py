@@ -14,6 +14,7 @@ from hypha.errors import Conflict, HyphaError, RemoteError
 
 async def test_a_caller_is_told_everything_in_order_before_the_end(autojump_clock: MockClock) -> None:
     told: list[str] = []
+    tells: list[Tell] = []
 
     async def call_back(args: list[Any]) -> None:
         await trio.sleep(0.5)
@@ -23,9 +24,12 @@ async def test_a_caller_is_told_everything_in_order_before_the_end(autojump_cloc
     async def run(tell: Tell) -> int:
         for number in range(3):
             tell("info", str(number))
+        tells.append(tell)
         return 7
 
     assert await telling(call_back, run) == 7
+    assert told == ["0", "1", "2"]
+    tells[0]("info", "too late")
     assert told == ["0", "1", "2"]
 
 

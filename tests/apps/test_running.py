@@ -7,9 +7,11 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
@@ -250,6 +252,28 @@ async def test_a_caller_that_leaves_during_a_launch_leaves_nothing(open_apps: Op
             await until_so_many_run(apps, 0)
 
 
+async def test_a_launch_over_http_ends_when_its_client_leaves(open_apps: OpenServer) -> None:
+    async with (
+        open_apps() as server,
+        server.connect({"token": server.token("lab")}) as watcher,
+        httpx.AsyncClient(headers={"Authorization": f"Bearer {server.token('lab')}"}) as client,
+    ):
+        apps = await watcher.get_service("server-apps")
+        url = f"{server.url}/public/services/server-apps/launch"
+        launch = {"source": "await new Promise(() => {})", "config": WINDOW, "workspace": "lab"}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(client.post, url, json=launch, timeout=60))
+            (app,) = await until_so_many_run(apps, 1)
+            assert app["status"] == "connecting"
+            nursery.cancel_scope.cancel()
+        await until_so_many_run(apps, 0)
+        answer = await client.post(url, json={**launch, "progress_callback": {"_rtype": "method"}})
+        assert (answer.status_code, answer.json()["detail"]) == (
+            400,
+            "who calls over HTTP cannot send a function along",
+        )
+
+
 @pytest.mark.parametrize("seconds", [0.05, 0.3, 0.8])
 async def test_a_server_that_is_cancelled_during_a_launch_leaves_nothing(
     seconds: float, open_apps: OpenServer, tmp_path: Path
@@ -338,6 +362,31 @@ async def test_an_app_is_ready_when_its_probe_says_so_and_ends_when_it_does_not_
         config["readiness_probe"] = {"exec": "nothing", "period_seconds": 0.1, "timeout": 1, "failure_threshold": 2}
         with pytest.raises(HyphaError, match="Failed to start app: its readiness_probe 'nothing' has failed 2 times"):
             await apps.launch(source, config=config)
+
+
+async def test_an_app_may_be_a_web_application(open_apps: OpenServer) -> None:
+    source = """
+        const config = { visibility: "public" };
+        const index = ({ query_string }) => ({ headers: { "X-Own": "1" }, body: `<h1>${query_string}</h1>` });
+        await api.registerService({ id: "pages", type: "functions", config, index });
+        const serve = async ({ scope, receive, send }) => {
+            const { body } = await receive();
+            await send({ type: "http.response.start", status: 201, headers: [] });
+            await send({ type: "http.response.body", body: `${scope.method} ${body.length}`, more_body: false });
+        };
+        await api.registerService({ id: "whole", type: "ASGI", config, serve });
+    """
+    async with open_apps() as server, server.connect() as user, httpx.AsyncClient() as client:
+        apps = await user.get_service("server-apps")
+        for config in (WINDOW, WORKER):
+            app = await apps.launch(source, config=config)
+            home = f"{server.url}/{app['workspace']}/apps"
+            answer = await client.get(f"{home}/pages/?hello")
+            assert (answer.headers["x-own"], answer.text) == ("1", "<h1>hello</h1>")
+            answer = await client.post(f"{home}/whole/a", content=b"12345")
+            assert (answer.status_code, answer.text) == (201, "POST 5")
+            await apps.stop(app["id"])
+            assert (await client.get(f"{home}/pages/?hello")).status_code == 404
 
 
 async def test_what_fails_says_why(open_apps: OpenServer) -> None:

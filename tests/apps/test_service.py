@@ -82,6 +82,7 @@ async def test_who_may_not_change_a_workspace_may_only_look() -> None:
     [
         ({"source": ""}, "the source of an app is text"),
         ({"source": SOURCE, "source_hash": "Qm"}, "does not have the hash"),
+        ({"config": {**WINDOW, "liveness_probe": {"exec": 1}}}, "exec of the liveness_probe is the name of a function"),
         ({"source": SOURCE, "attachments": {"files": []}}, "attachments of apps are not kept"),
         ({"source": "http://127.0.0.1/app.js"}, "is not an address of the public Internet"),
         ({"source": "http://localhost:9527/app.js"}, "is not an address of the public Internet"),
@@ -91,7 +92,7 @@ async def test_what_cannot_be_installed_says_why(arguments: dict[str, Any], reas
     async with open_server(enable_server_apps=True) as server, server.connect() as user:
         apps = await user.get_service("server-apps")
         with pytest.raises(HyphaError, match=reason):
-            await apps.install(**{"config": WINDOW, **arguments})
+            await apps.install(**{"source": SOURCE, "config": WINDOW, **arguments})
         with pytest.raises(HyphaError, match="Invalid app id: x"):
             await apps.start("x")
 

@@ -166,7 +166,8 @@ async def test_the_server_calls_back_only_its_caller(live: Scene) -> None:
         a.answer(message, 7)
         assert (await a.message_for("s1"))["args"] == [7]
     a.received()
-    for stranger in ({**own, "_rtarget": "lab/b"}, {**own, "_rtarget": 1}, {**own, "_rmethod": None}, "bell", None):
+    changes: list[dict[str, Any]] = [{"_rtarget": "lab/b"}, {"_rtarget": ["a"]}, {"_rmethod": None}]
+    for stranger in (*({**own, **change} for change in changes), "bell", None):
         a.call(place, "services.test.ring", stranger, session="s2")
     await wait_all_tasks_blocked()
     assert a.errors() == ["ValueError: a function to be called back must be one of the caller's own"] * 5
