@@ -410,8 +410,9 @@ async def test_the_recipe_for_https(nursery: trio.Nursery, tmp_path: Path) -> No
         program.write_text(_SECURE_CLIENT)
         trusting = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")}
         address = f"https://localhost:{port}"
-        command = [environments.CLIENTS[-1].python, program, address]
-        async with processes.start(nursery, command, cwd=tmp_path, environ=trusting) as client:
+        async with processes.start(
+            nursery, [environments.CLIENTS[-1].python, program, address], cwd=tmp_path, environ=trusting
+        ) as client:
             assert (await client.wait()).stdout.splitlines()[0] == f"5000000 {address}"
         await stop(server)
 
