@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,11 +11,13 @@ import trio
 
 from hypha.broker.access import Level, Principal
 from hypha.broker.broker import Credentials
+from hypha.broker.issuing import admin_token
+from hypha.broker.tokens import Tokens
 from hypha.config import Limits
 from hypha.errors import LimitExceeded, NotAuthenticated, PermissionDenied
 from hypha.wire.dialect import LEGACY, MODERN, Dialect
 from tests.broker.managing import MANAGER
-from tests.broker.memory import Peer, Rejected, Scene
+from tests.broker.memory import KEY, Peer, Rejected, Scene
 
 pytestmark = pytest.mark.deadline(20)
 
@@ -261,6 +264,12 @@ async def test_a_wrong_block_is_refused(live: Scene) -> None:
         assert "an id or an e-mail address" in await refused(admin, "block_user", wrong)
     assert "the reason is a text" in await refused(admin, "block_user", "ada", "x" * 300)
     assert await ask(admin, "list_blocked") == []
+
+
+def test_the_token_of_an_administrator_is_good_for_so_long() -> None:
+    admin = Tokens(KEY).verify(admin_token(KEY, Limits(token_seconds=10**9)))
+    assert (admin.is_admin, admin.is_anonymous, admin.grants) == (True, False, {})
+    assert admin.expires_at == pytest.approx(time.time() + 10**9, abs=60)
 
 
 async def test_the_role_is_not_passed_on_with_a_token(live: Scene) -> None:
