@@ -164,6 +164,40 @@ async def test_a_token_for_a_workspace_is_nothing_in_the_next_one_of_that_name(l
         live.broker.admit(Credentials("guest", "lab", token))
 
 
+async def test_a_token_for_somebodys_own_workspace_loses_what_its_issuer_loses(live: Scene) -> None:
+    ada = live.attach(live.broker.admit(Credentials("ada")), dialect=MODERN)
+    home = ada.session.address.workspace
+    bob = live.attach(live.broker.admit(Credentials("bob")), dialect=MODERN)
+    await ask(ada, "set_permission", bob.session.principal.id, "read")
+    token = await ask(bob, "generate_token", {"workspace": home, "permission": "read"})
+    guest = live.attach(live.broker.admit(Credentials("guest", home, token)))
+    await ask(ada, "set_permission", bob.session.principal.id, None)
+    assert not guest.session.open
+    with pytest.raises(PermissionDenied):
+        live.broker.admit(Credentials("guest", home, token))
+
+
+async def test_who_returns_after_a_restart_is_let_in_until_somebody_owns_the_workspace(live: Scene) -> None:
+    ada = await owned(live)
+    await ask(ada, "set_permission", "bob", "read")
+    bob = live.join("lab/bob", principal=user("bob"), dialect=MODERN)
+    token = await ask(bob, "generate_token", {"permission": "read"})
+    returning = []
+    for name in ("one", "two"):
+        peer = live.attach(live.broker.admit(Credentials(name, "lab", token)))
+        returning.append(live.broker.resumption_token(peer.session))
+    after = Scene(nursery=live.nursery)
+    one, two = (
+        after.attach(after.broker.admit(Credentials(name, reconnection_token=text)))
+        for name, text in zip(("one", "two"), returning, strict=True)
+    )
+    assert one.session.open
+    admin = after.join("office/admin", principal=ADMIN, dialect=MODERN)
+    await ask(admin, "update_workspace", {"owners": ["ada"]}, "lab")
+    assert not one.session.open
+    assert not two.session.open
+
+
 async def test_who_is_denied_takes_all_that_came_from_it_along(live: Scene) -> None:
     ada = await owned(live)
     await ask(ada, "set_permission", "bob", "read_write")
