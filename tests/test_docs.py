@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -40,15 +41,11 @@ RUN = {
     "docs/client.md": {"worker", "caller", "script", "values"},
     "docs/javascript.md": {"page", "module", "node"},  # tests/clients/test_own_javascript.py
     "docs/testing.md": {"ini", "hello", "memory", "conftest", "fixture"},  # tests/test_testing.py
+    # app: tests/apps/test_example.py
     "docs/how-to.md": {
-        "mounts",
-        "limit",
-        "javascript",
-        "login",
-        "hypercorn",
-        "https",
-        "app",
-    },  # app: tests/apps/test_example.py
+        *("mounts", "limit", "javascript", "login", "hypercorn", "https", "app"),
+        *("share", "administer", "block"),
+    },
 }
 
 ADDRESS = "http://localhost:9000"
@@ -374,6 +371,40 @@ async def test_the_recipe_for_logging_in(nursery: trio.Nursery, server: Server, 
             token = (await page.post("/generate")).json()
             await page.post("/report", json={"key": key, "token": token})
         assert re.search(r"^workspace: \w+$", (await program.wait()).stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+async def test_the_recipe_for_sharing_a_workspace(
+    nursery: trio.Nursery, server: Server, client_python: Path, tmp_path: Path
+) -> None:
+    code = examples("docs/how-to.md")["share"]
+    async with script(nursery, client_python, code, server.url, tmp_path) as program:
+        lines = (await program.wait()).stdout.splitlines()
+    told = [line for line in lines if line.startswith(("clients:", "read"))]
+    assert told == ["clients: ['colleague'] services: 1", "read", "read_write", "clients: []"]
+
+
+@pytest.mark.slow
+async def test_the_recipes_for_a_server_for_others(nursery: trio.Nursery, server: Server, tmp_path: Path) -> None:
+    page, python = examples("docs/how-to.md"), Path(sys.executable).parent
+    home = server.log.parent  # where it was started, and so where its data directory is
+    administer = adapt(page["administer"], server.url, "")
+    async with shell(nursery, administer, home, path=python) as program:
+        answers = (await program.wait()).stdout.splitlines()
+    made, token, quota, users = map(json.loads, answers)
+    assert (made["name"], made["persistent"], quota) == ("our-lab", True, {"clients": 20, "services": 100})
+    (listed,) = [user for user in users if user["user"] in made["owners"]]
+    assert listed["workspaces"] == ["our-lab"]
+    tutorial = examples("docs/tutorial.md")["protected-worker"]
+    settings = f'"server_url": "{ADDRESS}", "workspace": "our-lab", "client_id": "loud", "token": "{token["token"]}"'
+    worker = tutorial.replace(f'"server_url": "{ADDRESS}"', settings)
+    async with script(nursery, environments.CLIENTS[1].python, worker, server.url, tmp_path) as running:
+        await running.wait_for("^workspace: our-lab$")
+        block = adapt(page["block"], server.url, "our-lab").replace("CLIENT", "loud").replace("USER", token["user"])
+        async with shell(nursery, block, home, path=python) as program:
+            clients, blocked = map(json.loads, (await program.wait()).stdout.splitlines())
+    assert [client["id"] for client in clients] == ["our-lab/loud"]
+    assert [(entry["user"], entry["reason"]) for entry in blocked] == [(token["user"], "too loud")]
 
 
 @pytest.mark.slow

@@ -135,6 +135,8 @@ class WorkspacePolicy(Protocol):
     def deny_list(self) -> Collection[str]: ...
     @property
     def permissions(self) -> Mapping[str, str]: ...
+    @property
+    def forgotten(self) -> bool: ...
 
 
 class ServicePolicy(Protocol):
@@ -171,26 +173,31 @@ def level_in(principal: Principal, workspace: WorkspacePolicy) -> Level:
     """The level of *principal* in *workspace*: what its lists say, or what the token gives if that is more."""
     if principal.is_admin:
         return Level.ADMIN
-    if not principal.known_as.isdisjoint(workspace.deny_list):
+    if workspace.deny_list and not principal.known_as.isdisjoint(workspace.deny_list):
         return Level.NONE
-    return max(level_of(principal.names, workspace), granted_level(principal, workspace))
+    listed, granted = level_of(principal.names, workspace), granted_level(principal, workspace)
+    return listed if listed >= granted else granted
 
 
 def level_of(names: Iterable[str], workspace: WorkspacePolicy) -> Level:
     """The level that the lists of *workspace* give to who has these *names*."""
-    own = set(names)
-    if workspace.name in own or not own.isdisjoint(workspace.owners):
-        return Level.ADMIN
-    listed = max((Level.parse(workspace.permissions.get(name, "")) or Level.NONE for name in own), default=Level.NONE)
-    return listed if own.isdisjoint(workspace.allow_list) else max(listed, Level.READ_WRITE)
+    found = [Level.NONE]
+    for name in names:
+        if name == workspace.name or name in workspace.owners:
+            return Level.ADMIN
+        if name in workspace.allow_list:
+            found.append(Level.READ_WRITE)
+        if name in workspace.permissions:
+            found.append(Level.parse(workspace.permissions[name]) or Level.NONE)
+    return max(found) if len(found) > 1 else Level.NONE
 
 
 def granted_level(principal: Principal, workspace: WorkspacePolicy) -> Level:
     """The level that the token of *principal* gives, which is at most what is left of its issuer's."""
     granted = principal.grants.get(workspace.name, Level.NONE)
     issuer = principal.granted_by.get(workspace.name)
-    # Of a workspace without owners, which a restart has forgotten, nobody can have taken a level away.
-    return granted if issuer is None or not workspace.owners else min(granted, level_of(issuer, workspace))
+    # The lists of a workspace that a restart has forgotten say nothing of what was there.
+    return granted if issuer is None or workspace.forgotten else min(granted, level_of(issuer, workspace))
 
 
 _NEEDED = {

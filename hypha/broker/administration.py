@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hypha.broker.access import Action, Level, Principal, level_in, may
+from hypha.broker.access import Action, Level, Principal, granted_level, level_in, may
 from hypha.broker.events import publish
 from hypha.broker.info import summary
 from hypha.broker.quotas import OF_USERS, OF_WORKSPACES, ceiling, changed
@@ -180,6 +180,7 @@ class Administration:
         if changes and not set(place.owners) <= set(place.deny_list):
             _require_owner(settings.get("owners", place.owners), settings.get("deny_list", place.deny_list))
         place.owners = list(settings.get("owners", place.owners))
+        place.forgotten = place.forgotten and not place.owners
         place.allow_list = list(settings.get("allow_list", place.allow_list))
         place.deny_list = list(settings.get("deny_list", place.deny_list))
         place.permissions = dict(settings.get("permissions", place.permissions))
@@ -233,9 +234,13 @@ class Administration:
         self._broker.tokens.revoke(holder, principal.account)
 
     def tokens(self, principal: Principal, place: Workspace) -> list[dict[str, Any]]:
-        """The tokens for *place* that *principal* may revoke, as far as they are remembered."""
+        """The tokens for *place* that *principal* may revoke, as far as they are remembered.
+
+        One for a workspace that had this name before is none.
+        """
         tokens = self._broker.tokens.listed(place.name)
-        return [token.describe() for token in tokens if self._may_end(principal, token.holder)]
+        open_it = (token for token in tokens if granted_level(token.holder, place) > Level.NONE)
+        return [token.describe() for token in open_it if self._may_end(principal, token.holder)]
 
     def _may_end(self, principal: Principal, holder: Principal) -> bool:
         opened = [self._registry.workspaces.get(name) for name in holder.grants]

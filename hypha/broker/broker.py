@@ -346,7 +346,11 @@ class Broker:
         if not admission.resumed:
             self._require_quota(principal)
         name = self._workspace_name(principal, address.workspace, resumed=admission.resumed)
-        workspace = self.registry.workspaces.get(name) or self.registry.create_workspace(name)
+        workspace = self.registry.workspaces.get(name)
+        if workspace is None:
+            workspace = self.registry.create_workspace(name)
+            workspace.forgotten = True
+        workspace.forgotten = workspace.forgotten and name != principal.id
         before = workspace.members.get(address.client)
         restored: tuple[Registration, ...] = ()
         subscriptions: Collection[str] = ()

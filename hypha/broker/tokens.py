@@ -127,7 +127,10 @@ class Tokens:
 
     def is_revoked(self, principal: Principal) -> bool:
         """Whether *principal* came with a token that was revoked since, or is or comes from a blocked user."""
-        return self._has_ended(principal.tokens) or self.revocations.is_blocked(principal.known_as)
+        if self._has_ended(principal.tokens):
+            return True
+        # Asked for every session, every second.
+        return bool(self.revocations.blocked) and self.revocations.is_blocked(principal.known_as)
 
     def block(self, user: str, reason: str) -> None:
         """Refuse a user, by id or e-mail address, and whatever it has issued, until :meth:`unblock`."""

@@ -24,6 +24,7 @@ from hypha.config import KIB
 from hypha.errors import InvalidArgument, NotAuthenticated, PermissionDenied, UnsupportedContent
 from hypha.web.http import JSON, bearer_token
 from hypha.web.listing import entries, hidden
+from hypha.wire.address import PUBLIC_WORKSPACE
 
 _BODY_BYTES = 64 * KIB  # of each request, so many are free everywhere (:class:`hypha.web.http.BodyRoom`)
 _LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -70,7 +71,7 @@ class _Asker:
 
     def operates(self) -> None:
         """Raises :class:`PermissionDenied` for everybody but administrators of the server."""
-        anywhere = self.broker.registry.workspaces["public"]
+        anywhere = self.broker.registry.workspaces[PUBLIC_WORKSPACE]
         if not may(self.principal, Action.OPERATE, anywhere).allowed:
             raise PermissionDenied("this takes a token of an administrator of the server")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,11 +11,13 @@ import trio
 
 from hypha.broker.access import Level, Principal
 from hypha.broker.broker import Credentials
+from hypha.broker.issuing import admin_token
+from hypha.broker.tokens import Tokens
 from hypha.config import Limits
 from hypha.errors import LimitExceeded, NotAuthenticated, PermissionDenied
 from hypha.wire.dialect import LEGACY, MODERN, Dialect
 from tests.broker.managing import MANAGER
-from tests.broker.memory import Peer, Rejected, Scene
+from tests.broker.memory import KEY, Peer, Rejected, Scene
 
 pytestmark = pytest.mark.deadline(20)
 
@@ -161,6 +164,40 @@ async def test_a_token_for_a_workspace_is_nothing_in_the_next_one_of_that_name(l
         live.broker.admit(Credentials("guest", "lab", token))
 
 
+async def test_a_token_for_somebodys_own_workspace_loses_what_its_issuer_loses(live: Scene) -> None:
+    ada = live.attach(live.broker.admit(Credentials("ada")), dialect=MODERN)
+    home = ada.session.address.workspace
+    bob = live.attach(live.broker.admit(Credentials("bob")), dialect=MODERN)
+    await ask(ada, "set_permission", bob.session.principal.id, "read")
+    token = await ask(bob, "generate_token", {"workspace": home, "permission": "read"})
+    guest = live.attach(live.broker.admit(Credentials("guest", home, token)))
+    await ask(ada, "set_permission", bob.session.principal.id, None)
+    assert not guest.session.open
+    with pytest.raises(PermissionDenied):
+        live.broker.admit(Credentials("guest", home, token))
+
+
+async def test_who_returns_after_a_restart_is_let_in_until_somebody_owns_the_workspace(live: Scene) -> None:
+    ada = await owned(live)
+    await ask(ada, "set_permission", "bob", "read")
+    bob = live.join("lab/bob", principal=user("bob"), dialect=MODERN)
+    token = await ask(bob, "generate_token", {"permission": "read"})
+    returning = []
+    for name in ("one", "two"):
+        peer = live.attach(live.broker.admit(Credentials(name, "lab", token)))
+        returning.append(live.broker.resumption_token(peer.session))
+    after = Scene(nursery=live.nursery)
+    one, two = (
+        after.attach(after.broker.admit(Credentials(name, reconnection_token=text)))
+        for name, text in zip(("one", "two"), returning, strict=True)
+    )
+    assert one.session.open
+    admin = after.join("office/admin", principal=ADMIN, dialect=MODERN)
+    await ask(admin, "update_workspace", {"owners": ["ada"]}, "lab")
+    assert not one.session.open
+    assert not two.session.open
+
+
 async def test_who_is_denied_takes_all_that_came_from_it_along(live: Scene) -> None:
     ada = await owned(live)
     await ask(ada, "set_permission", "bob", "read_write")
@@ -261,6 +298,12 @@ async def test_a_wrong_block_is_refused(live: Scene) -> None:
         assert "an id or an e-mail address" in await refused(admin, "block_user", wrong)
     assert "the reason is a text" in await refused(admin, "block_user", "ada", "x" * 300)
     assert await ask(admin, "list_blocked") == []
+
+
+def test_the_token_of_an_administrator_is_good_for_so_long() -> None:
+    admin = Tokens(KEY).verify(admin_token(KEY, Limits(token_seconds=10**9)))
+    assert (admin.is_admin, admin.is_anonymous, admin.grants) == (True, False, {})
+    assert admin.expires_at == pytest.approx(time.time() + 10**9, abs=60)
 
 
 async def test_the_role_is_not_passed_on_with_a_token(live: Scene) -> None:

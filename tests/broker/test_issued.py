@@ -45,6 +45,16 @@ async def test_a_token_is_listed_until_it_is_revoked_by_its_id(live: Scene, owne
     assert "not one of this server" in await refused(owner, "revoke_token", first["id"])
 
 
+async def test_tokens_of_a_workspace_that_had_the_name_before_are_not_listed(live: Scene, owner: Peer) -> None:
+    await ask(owner, "create_workspace", {"name": "lab"})
+    await ask(owner, "generate_token", {"workspace": "lab"})
+    assert len(await ask(owner, "list_tokens", "lab")) == 1
+    await ask(owner, "delete_workspace", "lab")
+    other = live.attach(live.broker.admit(Credentials("other")), dialect=MODERN)
+    await ask(other, "create_workspace", {"name": "lab"})
+    assert await ask(other, "list_tokens", "lab") == []
+
+
 async def test_who_administers_sees_all_and_others_what_comes_from_them(live: Scene) -> None:
     admin, one, two = (
         live.join(f"lab/{name}", principal=live.principal(name, "lab", level), dialect=MODERN)
