@@ -36,6 +36,7 @@ ROWS = {
     "GET /<workspace>/info": Row("/{}/info", READ),
     "GET /<workspace>/services": Row("/{}/services", READ),
     "GET /<workspace>/services/<service_id>": Row("/{}/services/svc", READ, 200),
+    "GET /<workspace>/apps": Row("/{}/apps", READ, 404),  # where there are none
     "GET /workspaces/<workspace>": Row("/workspaces/{}", READ),
     "PATCH /workspaces/<workspace>": Row("/workspaces/{}", ADMIN, 200, {"description": "D"}),
     "DELETE /workspaces/<workspace>": Row("/workspaces/{}", ADMIN, 204),
