@@ -186,6 +186,10 @@ TABLE = {
         "broker/test_lifetimes.py::test_another_user_takes_a_lost_id_after_a_minute_and_only_with_write_permission",
         quiet="the error says that the client may come back",
     ),
+    "return_seconds": by(
+        "broker/test_returning.py::test_who_does_not_come_in_time_is_gone",
+        quiet="the error says that the client has not come back",
+    ),
     "drain_seconds": by(
         "process/test_stop.py::test_a_stalled_reader_holds_the_end_up_for_the_drain_time_only",
         "process/test_stop.py::test_a_worker_that_hangs_is_killed_after_the_drain_time",

@@ -349,8 +349,11 @@ class Broker:
         workspace = self.registry.workspaces.get(name)
         if workspace is None:
             workspace = self.registry.create_workspace(name)
-            workspace.forgotten = True
-        workspace.forgotten = workspace.forgotten and name != principal.id
+            workspace.forgotten = name != principal.id
+            self.registry.ledger.workspace(workspace)
+        elif workspace.forgotten and name == principal.id:
+            workspace.forgotten = False
+            self.registry.ledger.workspace(workspace)
         before = workspace.members.get(address.client)
         restored: tuple[Registration, ...] = ()
         subscriptions: Collection[str] = ()

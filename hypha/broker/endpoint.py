@@ -248,10 +248,9 @@ class ServerSession(Session):
             raise PermissionDenied(f"Permission denied for workspace {home}.")
         call = ServerCall(sender, to, workspace, sender.principal)
         records = self._registry.ledger.records
-        asked = records.asked
+        records.begin()
         value = await function.call(call, path.rpartition(".")[2], body.args, body.kwargs)
-        if records.asked != asked:
-            await records.kept()  # what is answered is not lost when the server ends now
+        await records.kept()  # what is answered is not lost when the server ends now
         return value
 
     def sweep(self, now: float) -> None:

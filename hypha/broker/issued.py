@@ -47,17 +47,22 @@ class IssuedToken:
 
     def record(self) -> dict[str, Any]:
         """What is kept of it."""
-        return {"holder": asdict(self.holder), "issued_at": self.issued_at, "expires_at": self.expires_at}
+        return {
+            "id": self.id,
+            "holder": asdict(self.holder),
+            "issued_at": self.issued_at,
+            "expires_at": self.expires_at,
+        }
 
 
-def issued_token(token_id: str, record: Mapping[str, Any]) -> IssuedToken:
+def issued_token(record: Mapping[str, Any]) -> IssuedToken:
     """The inverse of :meth:`IssuedToken.record`."""
     holder = dict(record["holder"])
     for name in ("roles", "tokens", "issuers"):
         holder[name] = tuple(holder[name])
     holder["grants"] = {name: Level(level) for name, level in holder["grants"].items()}
     holder["granted_by"] = {name: tuple(names) for name, names in holder["granted_by"].items()}
-    return IssuedToken(token_id, Principal(**holder), record["issued_at"], record["expires_at"])
+    return IssuedToken(record["id"], Principal(**holder), record["issued_at"], record["expires_at"])
 
 
 class Issued:

@@ -6,7 +6,7 @@ Times are kept in seconds since the epoch, because trio's clock begins anew with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hypha.broker.access import Principal
@@ -33,7 +33,7 @@ _EVENT_DIGITS = 12  # so that the names of events are in their order
 
 
 class Ledger:
-    """Writes down what has changed. Nothing here waits but :meth:`kept`.
+    """Writes down what has changed. Nothing here waits.
 
     *now* is trio time, *clock* seconds since the epoch.
     """
@@ -43,19 +43,17 @@ class Ledger:
         self._now = now
         self._clock = clock
 
-    async def kept(self) -> None:
-        """Wait until what has changed is kept. Raises :class:`NotStored`."""
-        await self.records.kept()
-
     # --- workspaces -------------------------------------------------------------------------------------------
 
     def workspace(self, workspace: Workspace) -> None:
-        """The settings of *workspace* may have changed. Those that every workspace begins with need no record."""
+        """*workspace* is new, or its settings may have changed.
+
+        One that nobody has set anything of is the own one of a user who came without an account, and lives as long as
+        that: it is kept, but nobody waits for the disk.
+        """
         settings = settings_of(workspace)
-        if settings == settings_of(type(workspace)(workspace.name)):
-            self.records.remove(WORKSPACE, workspace.name, firm=True)
-        else:
-            self.records.put(WORKSPACE, workspace.name, settings, firm=True)
+        is_plain = settings == settings_of(type(workspace)(workspace.name))
+        self.records.put(WORKSPACE, workspace.name, settings, firm=not is_plain)
 
     def bookmarks(self, workspace: Workspace) -> None:
         """The bookmarks have changed."""
@@ -78,7 +76,7 @@ class Ledger:
     def forget_workspace(self, workspace: Workspace) -> None:
         """*workspace* is there no more."""
         for kind in (WORKSPACE, BOOKMARKS, ENVIRONMENT):
-            self.records.remove(kind, workspace.name, firm=True)
+            self.records.remove(kind, workspace.name, firm=workspace.creator is not None)
         for info in workspace.service_types:
             self.records.remove(TYPE, f"{workspace.name}/{info['id']}")
         for event in workspace.journal:
@@ -165,15 +163,14 @@ class Ledger:
 
 def settings_of(workspace: Workspace) -> dict[str, Any]:
     """What somebody has set, by name: every field that is none of those in ``_NO_SETTINGS``."""
-    names = (item.name for item in fields(workspace) if item.name not in _NO_SETTINGS)
+    names = (name for name in workspace.__dataclass_fields__ if name not in _NO_SETTINGS)
     return {name: getattr(workspace, name) for name in names}
 
 
 def apply_settings(workspace: Workspace, settings: dict[str, Any]) -> None:
     """The inverse of :func:`settings_of`. What this version does not know is passed over."""
-    known = settings_of(workspace)
     for name, value in settings.items():
-        if name in known:
+        if name in workspace.__dataclass_fields__ and name not in _NO_SETTINGS:
             setattr(workspace, name, value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,6 +17,9 @@ from hypha.wire.calls import encode_value
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
+
+#: The number of the latest change that this task has made: others' failures are none of its own.
+_latest: ContextVar[int] = ContextVar("latest change", default=0)
 
 
 class Store(Protocol):
@@ -49,9 +53,7 @@ class Records:
         self._round = trio.Event()
         self._limiter = trio.CapacityLimiter(1)
         self._failure: str | None = None
-        self._written = 0
-        #: How many changes there have been.
-        self.asked = 0
+        self._asked = self._written = 0
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._known
@@ -88,13 +90,18 @@ class Records:
     def _change(self, key: tuple[str, str], data: bytes | None, firm: bool) -> None:
         self._changes[key] = data
         self._firm = self._firm or firm
-        self.asked += 1
+        self._asked += 1
+        _latest.set(self._asked)
         self._wanted.set()
 
+    def begin(self) -> None:
+        """What this task has changed so far is nothing that it will wait for."""
+        _latest.set(0)
+
     async def kept(self) -> None:
-        """Wait until the changes made so far are written. Raises :class:`NotStored` when the disk refuses them."""
-        asked = self.asked
-        while self._written < asked:
+        """Wait until what this task has changed is written. Raises :class:`NotStored` when the disk refuses it."""
+        own = _latest.get()
+        while self._written < own:
             if self._failure is not None:
                 raise NotStored(f"the server cannot write to its data directory ({self._failure})")
             await self._round.wait()
@@ -133,7 +140,7 @@ class Records:
             self._round = trio.Event()
 
     def _take(self) -> tuple[dict[tuple[str, str], bytes | None], bool, int]:
-        taken = self._changes, self._firm, self.asked
+        taken = self._changes, self._firm, self._asked
         self._changes, self._firm, self._wanted = {}, False, trio.Event()
         return taken
 

@@ -133,7 +133,10 @@ class Registry:
 
         It may have a name that is reserved by now: a mount that was added hides it, and takes nothing away.
         """
-        return self.workspaces.setdefault(name, Workspace(name))
+        workspace = self.workspaces.get(name)
+        if workspace is None:
+            workspace = self.workspaces[name] = Workspace(name)
+        return workspace
 
     def drop_if_unused(self, workspace: Workspace) -> None:
         """Remove a workspace that nobody is in, nobody may return to and nobody asked to keep."""

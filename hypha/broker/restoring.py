@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 from hypha.broker import ledger
 from hypha.broker.issued import ISSUED, IssuedToken, issued_token
@@ -16,7 +18,9 @@ from hypha.broker.suspended import Parked
 from hypha.config import Limits
 from hypha.wire.address import Address
 
-_Left = list[tuple[str, Any]]
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -25,12 +29,15 @@ class Kept:
 
     *parked*: sessions of which each was connected when the server ended, or lost before; the first to expire first.
     *revoked*: token id -> owner and end in seconds since the epoch. *ended*: session identity -> end in trio time, the
-    first to expire first. *blocked*: user -> since when and why. *quotas*: account -> quota. *issued*: the oldest
-    first. *left*: of each kind what members have left with their workspaces, by name.
+    first to expire first. *issued*: the oldest first. The others, by workspace or by the name of their record: what
+    was set, and what was left.
     """
 
-    settings: _Left
-    left: dict[str, _Left]
+    settings: list[tuple[str, dict[str, Any]]]
+    bookmarks: list[tuple[str, list[dict[str, Any]]]]
+    environments: list[tuple[str, dict[str, str]]]
+    types: list[tuple[str, dict[str, Any]]]
+    events: list[tuple[str, Event]]
     parked: list[Parked]
     revoked: dict[str, tuple[str, float]]
     ended: dict[str, float]
@@ -43,66 +50,77 @@ class Kept:
         """Make the workspaces, with their settings and what was left with them."""
         for name, settings in self.settings:
             ledger.apply_settings(registry.restore_workspace(name), settings)
-        for name, bookmarks in self.left[ledger.BOOKMARKS]:
+        for name, bookmarks in self.bookmarks:
             registry.restore_workspace(name).bookmarks = bookmarks
-        for name, variables in self.left[ledger.ENVIRONMENT]:
+        for name, variables in self.environments:
             registry.restore_workspace(name).environment = variables
-        for name, info in self.left[ledger.TYPE]:
-            room = registry.limits.service_types_bytes_per_workspace
-            registry.restore_workspace(name.rpartition("/")[0]).service_types.add(info, room)
-        for name, event in self.left[ledger.EVENT]:
-            registry.restore_workspace(name.rpartition("/")[0]).journal.restore(Event(**event))
-
-
-@dataclass(slots=True)
-class _Session:
-    entry: dict[str, Any]
-    registrations: list[Registration] = field(default_factory=list)
+        for name, info in self.types:
+            registry.restore_workspace(name.rpartition("/")[0]).service_types.restore(info)
+        for name, event in self.events:
+            registry.restore_workspace(name.rpartition("/")[0]).journal.restore(event)
 
 
 def read(records: Iterable[tuple[str, str, Any]], wall: float, now: float, limits: Limits) -> Kept:
     """What *records* say. *wall*: seconds since the epoch now; *now*: trio time.
 
-    Who was connected has the whole time to come back, from now on. What has expired meanwhile is for the sweeper.
+    Who was connected has the whole time to come back, from now on. What has expired meanwhile is for the sweeper. A
+    record of another form than they have is left alone, with a line in the log.
     """
-    by_kind: dict[str, _Left] = {}
+    by_kind: dict[str, list[tuple[str, Any]]] = {}
     for kind, name, value in records:
         by_kind.setdefault(kind, []).append((name, value))
-    sessions = {name: _Session(entry) for name, entry in by_kind.get(ledger.SESSION, ())}
-    youngest = -1
-    for _, (of, entry) in by_kind.get(ledger.SERVICE, ()):
-        if of in sessions:
-            sessions[of].registrations.append(Registration(**entry))
-            youngest = max(youngest, entry["since"])
-    parked = [_parked(session, now, now - wall, limits.session_grace) for session in sessions.values()]
-    ended = {identity: until + now - wall for identity, until in by_kind.get(ledger.ENDED, ())}
+
+    def each(kind: str, build: Callable[[Any], T]) -> list[tuple[str, T]]:
+        return list(_built(kind, by_kind.get(kind, ()), build))
+
+    services: dict[str, list[Registration]] = {}
+    for _, (owner, registration) in each(ledger.SERVICE, _service):
+        services.setdefault(owner, []).append(registration)
+    parked = each(ledger.SESSION, partial(_parked, services=services, now=now, ahead=now - wall, limits=limits))
+    ended = [(identity, until + now - wall) for identity, until in each(ledger.ENDED, float)]
     return Kept(
-        by_kind.get(ledger.WORKSPACE, []),
-        {kind: by_kind.get(kind, []) for kind in (ledger.BOOKMARKS, ledger.ENVIRONMENT, ledger.TYPE, ledger.EVENT)},
-        sorted(parked, key=lambda item: item.until),
-        {token: (owner, until) for token, (owner, until) in by_kind.get(REVOKED, ())},
-        dict(sorted(ended.items(), key=lambda item: item[1])),
-        dict(by_kind.get(BLOCKED, ())),
-        dict(by_kind.get(ledger.QUOTA, ())),
-        sorted(_issued(by_kind.get(ISSUED, ())), key=lambda token: token.issued_at),
-        youngest,
+        settings=each(ledger.WORKSPACE, dict),
+        bookmarks=each(ledger.BOOKMARKS, list),
+        environments=each(ledger.ENVIRONMENT, dict),
+        types=each(ledger.TYPE, dict),
+        events=each(ledger.EVENT, lambda value: Event(**value)),
+        parked=sorted((item for _, item in parked), key=lambda item: item.until),
+        revoked=dict(each(REVOKED, lambda value: (str(value[0]), float(value[1])))),
+        ended=dict(sorted(ended, key=lambda item: item[1])),
+        blocked=dict(each(BLOCKED, dict)),
+        quotas=dict(each(ledger.QUOTA, dict)),
+        issued=sorted((token for _, token in each(ISSUED, issued_token)), key=lambda token: token.issued_at),
+        youngest=max((item.since or 0 for own in services.values() for item in own), default=-1),
     )
 
 
-def _issued(kept: Iterable[tuple[str, Any]]) -> Iterable[IssuedToken]:
-    return (issued_token(token_id, record) for token_id, record in kept)
+def _built(kind: str, values: Iterable[tuple[str, Any]], build: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
+    for name, value in values:
+        try:
+            yield name, build(value)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            logger.error("the record %s %r is of another form and is left alone: %r", kind, name, error)
 
 
-def _parked(session: _Session, now: float, ahead: float, grace: float) -> Parked:
+def _service(value: Any) -> tuple[str, Registration]:
+    owner, entry = value
+    known = {key: item for key, item in entry.items() if key in Registration.__dataclass_fields__}
+    return owner, Registration(**known)
+
+
+def _parked(
+    entry: dict[str, Any], *, services: dict[str, list[Registration]], now: float, ahead: float, limits: Limits
+) -> Parked:
     """*ahead*: what is added to seconds since the epoch to have trio time."""
-    entry = session.entry
     since = now if entry["since"] is None else min(now, entry["since"] + ahead)
-    until = now + grace if entry["until"] is None else min(now + grace, entry["until"] + ahead)
+    latest = now + limits.session_grace
+    until = latest if entry["until"] is None else min(latest, entry["until"] + ahead)
+    address = Address(entry["workspace"], entry["client"])
     return Parked(
-        Address(entry["workspace"], entry["client"]),
+        address,
         entry["identity"],
         entry["principal"],
-        tuple(session.registrations),
+        tuple(services.get(str(address), ())),
         since=since,
         until=until,
         subscriptions=frozenset(entry["subscriptions"]),

@@ -62,6 +62,10 @@ class ServiceTypes:
             raise LimitExceeded(f"service_types_bytes_per_workspace = {room} bytes of service types are kept, no more")
         self._packed[info["id"]] = packed
 
+    def restore(self, info: dict[str, Any]) -> None:
+        """Enter one that was kept, whatever the limits are now."""
+        self._packed[info["id"]] = pack(info)
+
     def get(self, name: str) -> dict[str, Any] | None:
         """The type of that id."""
         packed = self._packed.get(name)

@@ -44,7 +44,7 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
     async def kept(response: Response) -> Response:
         """What is answered is not lost when the server ends now. Raises :class:`hypha.broker.records.NotStored`."""
         if request.method not in _LOOKING:
-            await broker_of().registry.ledger.kept()
+            await broker_of().registry.ledger.records.kept()
         return response
 
     _add_workspaces(app, lambda: _Asker(broker_of()))

@@ -19,7 +19,7 @@ from hypha.broker.registry import Workspace
 from hypha.broker.session import Service
 from hypha.errors import NotAcceptable, NotFound
 from hypha.web.http import base_url, bearer_token
-from hypha.web.lookup import Target, fetch, resolve
+from hypha.web.lookup import Target, fetch, find, resolve
 from hypha.wire import values
 from hypha.wire.address import PUBLIC_WORKSPACE
 
@@ -87,7 +87,7 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
     @app.get("/<workspace>/services/<service_id>", strict_slashes=False)
     async def service(workspace: str, service_id: str) -> Response:
         broker, principal = asker()
-        found, _ = resolve(broker, Target(workspace, service_id, ()), principal)
+        found, _ = await find(broker, Target(workspace, service_id, ()), principal)
         return jsonify(await _described(broker, found))
 
 

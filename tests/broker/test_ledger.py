@@ -71,17 +71,25 @@ async def test_a_workspace_is_kept_before_its_maker_is_answered(kept: Scene, aut
     kept.store.full = "no space left"
     with pytest.raises(Rejected, match="cannot write to its data directory"):
         await owner.ask("create_workspace", {"name": "shop"})
+    assert await owner.ask("echo", 1) == 1  # nothing of it needs to be kept
     kept.store.full = None
     await trio.sleep(2)
     assert ("workspace", "shop") in kept.store.records
     assert kept.store.firm
 
 
-async def test_what_everybody_begins_with_needs_no_record(kept: Scene, autojump_clock: MockClock) -> None:
+async def test_the_own_workspace_of_a_user_is_there_for_others_with_its_token(
+    kept: Scene, autojump_clock: MockClock
+) -> None:
     assert kept.store is not None
-    peer = kept.join("lab/a")
-    await peer.ask("echo", 1)
-    peer.leave()
+    user = kept.attach(kept.broker.admit(Credentials("a")))
+    token = await user.ask("generate_token")
+    again = restarted(kept)
+    guest = again.attach(again.broker.admit(Credentials("b", user.session.workspace, token)))
+    assert guest.session.workspace == user.session.workspace
+    guest.leave()
+    await trio.sleep(3601)
+    again.broker.sweep()
     await trio.sleep(1)
     assert kept.store.kinds() == ["ended", "issued"]
 
@@ -275,6 +283,20 @@ async def test_a_workspace_whose_name_was_taken_for_a_mount_is_kept(kept: Scene,
     assert again.broker.registry.workspaces["shop"].description == "ours"
 
 
+async def test_a_record_of_another_form_stops_nothing(
+    kept: Scene, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert kept.store is not None
+    kept.join("lab/a").announce("svc")
+    kept.broker.records.close()
+    for kind in ("workspace", "service", "session", "event", "revoked", "ended"):
+        kept.store.records[kind, "odd/name"] = b"\x01"
+    again = restarted(kept)
+    assert list(again.broker.registry.workspaces["lab"].parked) == ["a"]
+    assert caplog.text.count("is of another form") == 5  # what is to be a number is one
+    assert ("service", "odd/name") in kept.store.records
+
+
 # --- tokens ---------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +335,7 @@ async def test_what_administrators_have_set_is_kept(kept: Scene, autojump_clock:
     before.administration.unblock("trudy")
     before.administration.set_user_quota("eve", {"clients": 1})
     before.administration.set_workspace_quota(before.registry.workspaces["lab"], {"services": 2})
-    await before.registry.ledger.kept()
+    await before.registry.ledger.records.kept()
     after = restarted(kept).broker
     assert [entry["user"] for entry in after.administration.blocked()] == ["mallory"]
     assert after.administration.blocked() == before.administration.blocked()
@@ -331,5 +353,5 @@ async def test_tokens_that_were_issued_are_listed_after_a_restart(kept: Scene, a
     assert after.tokens.listed("lab") == listed
     after.administration.revoke(OWNER, listed[-1].id)
     assert after.tokens.listed("lab") == listed[:-1]
-    await after.registry.ledger.kept()
+    await after.registry.ledger.records.kept()
     assert restarted(kept).broker.tokens.listed("lab") == listed[:-1]
