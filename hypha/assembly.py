@@ -13,6 +13,7 @@ from typing import Any
 import trio
 from quart_trio import QuartTrio
 
+from hypha.apps.found import require_playwright
 from hypha.apps.page import HEADERS
 from hypha.apps.service import DESCRIPTION, Apps
 from hypha.banner import say
@@ -50,6 +51,8 @@ class Assembly:
     def __init__(self, config: Config) -> None:
         """Raises :class:`hypha.errors.ConfigError` for what is to start with the server and cannot."""
         self.config = config
+        if config.enable_server_apps:
+            require_playwright()
         self._plan = read_plan(config.services_config, config.startup_functions)
         self._launcher: Launcher | None = None
         self._door: guard.Door | None = None
