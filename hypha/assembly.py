@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Iterator
 from contextlib import closing
@@ -209,18 +208,8 @@ def _build_rooms(config: Config, app: QuartTrio, data_dir: DataDir, state: State
     rpc = Rpc(broker, connections, bodies)
     branches = Upgrade(broker, connections), rpc, Proxy(broker, bodies), Mounts(broker, bodies)
     server_apps = _build_apps(broker, data_dir) if config.enable_server_apps else None
-    _restore(broker)
+    broker.restore()
     return Rooms(broker, connections, Front(config, app, *branches), server_apps)
-
-
-def _restore(broker: Broker) -> None:
-    # What is read stays: looking for garbage among it again and again would take longer than reading it.
-    gc.disable()
-    try:
-        broker.restore()
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _build_apps(broker: Broker, data_dir: DataDir) -> Apps:

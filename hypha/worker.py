@@ -55,6 +55,7 @@ class Server:
     def run(self, obey: Callable[[Server], Awaitable[None]]) -> int:
         """Serve while *obey* waits for orders, which it gives by :meth:`drain` and :meth:`stop`; the exit code."""
         tune_memory()
+        gc.disable()  # until it is ready: looking for garbage among what is read then would take longer than reading
         try:
             trio.run(self._main, obey)
         except Exception as error:  # noqa: BLE001  the edge of the process: everything is told here, in one line
@@ -92,6 +93,7 @@ class Server:
 
     def _started(self) -> None:
         gc.freeze()  # what the start has made stays: each look at all of it would be a pause of 30 ms
+        gc.enable()
         self._ready = True
         self._on_ready()
 

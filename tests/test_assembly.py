@@ -26,6 +26,7 @@ async def hello(call: Call) -> str:
 
 async def start(assembly: Assembly, nursery: trio.Nursery) -> Lifespan:
     """Start the lifespan of an assembly as Hypercorn does."""
+    assembly.writes_in_thread = False  # for which no mock clock would wait
     app: Any = assembly
     lifespan = Lifespan(ASGIWrapper(app), settings_for(assembly.config), {})
     await nursery.start(lifespan.handle_lifespan)

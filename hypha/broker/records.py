@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, Protocol
 
 import trio
@@ -17,6 +16,8 @@ from hypha.wire.calls import encode_value
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
+
+Changes = dict[tuple[str, str], bytes | None]
 
 #: The number of the latest change that this task has made: others' failures are none of its own.
 _latest: ContextVar[int] = ContextVar("latest change", default=0)
@@ -47,13 +48,15 @@ class Records:
         self._store = store
         #: Of each record that is kept, or about to be, what tells it from another one of its name.
         self._known: dict[tuple[str, str], int] = {}
-        self._changes: dict[tuple[str, str], bytes | None] = {}
+        self._changes: Changes = {}
         self._firm = False
+        #: What is being written now.
+        self._batch: Changes = {}
         self._wanted = trio.Event()
         self._round = trio.Event()
-        self._limiter = trio.CapacityLimiter(1)
         self._failure: str | None = None
-        self._asked = self._written = 0
+        #: How many changes there were, how many of them were taken to be written, and how many are.
+        self._asked = self._taken = self._written = 0
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._known
@@ -109,47 +112,59 @@ class Records:
     async def run(self, *, in_thread: bool = True) -> None:
         """Write until cancelled. What fails is tried again.
 
-        Not *in_thread* it blocks, for those whose clock jumps while no task runs: it would jump over the thread.
+        One thread does it all the time. Not *in_thread* it blocks, for those whose clock jumps while no task runs: it
+        would jump over the thread.
         """
+        if in_thread:
+            await trio.to_thread.run_sync(self._write_all, limiter=trio.CapacityLimiter(1))
+            return
+        failure = None
         while True:
-            await self._wanted.wait()
-            await self._write(in_thread)
-            if self._failure is not None:
-                await trio.sleep(_RETRY_SECONDS)
+            failure = self._write(*await self._next(failure))
 
-    async def _write(self, in_thread: bool) -> None:
+    def _write_all(self) -> None:
+        """The thread. Ends with an exception that trio knows, when :meth:`run` is cancelled."""
+        failure = None
+        while True:
+            failure = self._write(*trio.from_thread.run(self._next, failure))
+
+    def _write(self, changes: Changes, firm: bool) -> str | None:
+        """Why it could not be written."""
         assert self._store is not None
-        changes, firm, asked = self._take()
-        done = False
         try:
-            write = partial(self._store.write, changes, firm=firm)
-            if in_thread:
-                await trio.to_thread.run_sync(write, limiter=self._limiter)
-            else:
-                write()
-            done, self._written, self._failure = True, asked, None
+            self._store.write(changes, firm=firm)
         except OSError as error:
-            if self._failure is None:
-                logger.error("the data directory does not take what must outlive the server: %s", error)
-            self._failure = str(error)
-        finally:
-            if not done:
-                self._changes, self._firm = {**changes, **self._changes}, self._firm or firm
-                self._wanted.set()
-            self._round.set()
-            self._round = trio.Event()
+            return str(error)
+        return None
 
-    def _take(self) -> tuple[dict[tuple[str, str], bytes | None], bool, int]:
-        taken = self._changes, self._firm, self._asked
-        self._changes, self._firm, self._wanted = {}, False, trio.Event()
-        return taken
+    async def _next(self, failure: str | None) -> tuple[Changes, bool]:
+        """Take note of how the last batch went, and wait for the next one."""
+        self._settle(failure)
+        if failure is not None:
+            await trio.sleep(_RETRY_SECONDS)
+        await self._wanted.wait()
+        self._batch, self._changes = self._changes, {}
+        firm, self._firm = self._firm, False
+        self._taken, self._wanted = self._asked, trio.Event()
+        return self._batch, firm
+
+    def _settle(self, failure: str | None) -> None:
+        if failure is None:
+            self._written = self._taken
+        else:
+            self._changes, self._firm = {**self._batch, **self._changes}, True
+            self._wanted.set()
+            if self._failure is None:
+                logger.error("the data directory does not take what must outlive the server: %s", failure)
+        self._failure, self._batch = failure, {}
+        self._round.set()
+        self._round = trio.Event()
 
     def close(self) -> None:
-        """Write what still waits. Blocks; for the end of the process."""
-        if self._store is None or not self._changes:
-            return
-        changes, _, _ = self._take()
-        try:
-            self._store.write(changes, firm=True)
-        except OSError as error:
-            logger.error("the last %d changes are lost: %s", len(changes), error)
+        """Write what still waits, after :meth:`run`. Blocks; for the end of the process."""
+        changes = {**self._batch, **self._changes}  # of the last batch nobody has said that it is written
+        if changes:
+            failure = self._write(changes, firm=True)
+            if failure is not None:
+                logger.error("the last %d changes are lost: %s", len(changes), failure)
+            self._batch, self._changes = {}, {}
