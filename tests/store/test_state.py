@@ -114,6 +114,39 @@ def test_a_full_disk_is_an_error_and_nothing_is_half_written(tmp_path: Path) -> 
     assert records(tmp_path) == {**RECORDS, ("workspace", "more"): b"fits"}
 
 
+def test_a_record_that_cannot_be_written_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(open_state(tmp_path)) as state:
+        with caplog.at_level(logging.ERROR):
+            state.write({("a", "\ud800"): b"", ("b", "\ud800"): None, **RECORDS}, firm=False)
+        assert not state._database.in_transaction
+    assert records(tmp_path) == RECORDS
+    assert "'\\ud800'" in caplog.text
+
+
+def test_an_error_of_any_kind_is_undone(tmp_path: Path) -> None:
+    with closing(open_state(tmp_path)) as state:
+        with pytest.raises(Exception, match="type"):
+            state.write({("a", "one"): b"", ("a", "two"): object()}, firm=False)  # type: ignore[dict-item]
+        state.write(RECORDS, firm=False)
+    assert records(tmp_path) == RECORDS
+
+
+def test_records_come_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """The events of a workspace count on it."""
+    with closing(open_state(tmp_path)) as state:
+        state.write({("event", f"lab/{number:012}"): b"" for number in (3, 10, 1, 2)}, firm=False)
+    assert [name for _, name in records(tmp_path)] == [f"lab/{number:012}" for number in (1, 2, 3, 10)]
+
+
+def test_a_state_that_is_being_written_is_left_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = open_state(tmp_path)
+    with caplog.at_level(logging.WARNING), state._busy:
+        state.close()
+    assert "left open" in caplog.text
+    state.write(RECORDS, firm=False)
+    state.close()
+
+
 def limit_size(state: State) -> None:
     """Let the database behave as on a disk that is nearly full."""
     state._database.execute("PRAGMA max_page_count = 10")
