@@ -126,13 +126,14 @@ class Records:
         """Every record: kind, name and value. One that cannot be read is left alone, with a line in the log."""
         found: list[tuple[str, str, Any]] = []
         for kind, name, data in self._store.load() if self._store is not None else ():
+            key = kind, name
             try:
                 found.append((kind, name, unpack(data)))
             except ValueError as error:
                 logger.error("the record %s %r cannot be read: %s", kind, name, error)
             else:
-                self._known[kind, name] = hash(data)
-                self._stored.add((kind, name))
+                self._known[key] = hash(data)
+                self._stored.add(key)
         return found
 
     def put(self, kind: str, name: str, value: Any, *, firm: bool = False) -> None:

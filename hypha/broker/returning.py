@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import attrgetter
 from typing import TypeVar
 
 import trio
@@ -29,7 +30,7 @@ _BUILT_IN = "built-in"
 K = TypeVar("K")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Missed:
     """A service of a client that is not back yet, as policy and look-up see it."""
 
@@ -87,7 +88,7 @@ class Returning:
             services = tuple(_missed(parked.address, item) for item in parked.registrations)
             self._expected[str(parked.address)] = Expected(parked.address, services)
         offered = (missed for expected in self._expected.values() for missed in expected.services)
-        for missed in sorted(offered, key=lambda missed: missed.since):
+        for missed in sorted(offered, key=attrgetter("since")):
             self._missed.setdefault(missed.place, {})[missed] = None
             if missed.visibility == "public":
                 self._public.setdefault(missed.id, {})[missed] = None
