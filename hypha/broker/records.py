@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, nullcontext, suppress
 from contextvars import ContextVar
-from queue import SimpleQueue
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 import trio
@@ -54,34 +54,42 @@ class _Writer:
         self._write = write
         self._token = trio.lowlevel.current_trio_token()
         self._batches: SimpleQueue[tuple[Changes, bool] | None] = SimpleQueue()
-        self._outcome: str | Exception | None = None
+        self._end: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._failure: str | None = None
         self._done = trio.Event()
-        threading.Thread(target=self._work, name="records", daemon=True).start()
+        trio.lowlevel.start_thread_soon(self._work, lambda outcome: self._on_end(outcome.unwrap), "records")
 
     async def write(self, changes: Changes, firm: bool) -> str | None:
-        """Why it could not be written. Raises what the thread could not expect."""
+        """Why it could not be written. Raises what has ended the thread."""
         self._done = trio.Event()
         self._batches.put((changes, firm))
         await self._done.wait()
-        if isinstance(self._outcome, Exception):
-            raise self._outcome
-        return self._outcome
+        if not self._end.empty():
+            self._end.get()()
+        return self._failure
 
     def close(self) -> None:
         """Let the thread end with what it is doing."""
         self._batches.put(None)
 
+    def wait(self) -> None:
+        """Wait until the thread has ended. Blocks."""
+        self._end.put(self._end.get())  # for who asks again
+
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
-            try:
-                outcome: str | Exception | None = self._write(*batch)
-            except Exception as error:  # noqa: BLE001  raised again where the batch came from
-                outcome = error
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._settle, outcome)
+            self._tell(self._write(*batch))
 
-    def _settle(self, outcome: str | Exception | None) -> None:
-        self._outcome = outcome
+    def _on_end(self, unwrap: Callable[[], None]) -> None:
+        self._end.put(unwrap)
+        self._tell(None)
+
+    def _tell(self, failure: str | None) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._settle, failure)
+
+    def _settle(self, failure: str | None) -> None:
+        self._failure = failure
         self._done.set()
 
 
@@ -115,9 +123,7 @@ class Records:
         self._asked = self._taken = self._written = 0
         #: Others' failures are none of a task's own.
         self._own: ContextVar[_Changed] = ContextVar("own changes", default=_NOTHING)
-        #: Held by the thread that writes.
-        self._pen = threading.Lock()
-        self._closed = False
+        self._writer: _Writer | None = None
 
     def __contains__(self, key: Key) -> bool:
         return key in self._known
@@ -189,14 +195,11 @@ class Records:
         for those whose clock jumps while no task runs: it would jump over the thread.
         """
         failure = None
-        with closing(_Writer(self._write_in_thread)) if in_thread else nullcontext() as writer:
+        self._writer = _Writer(self._write) if in_thread else None
+        with closing(self._writer) if self._writer is not None else nullcontext() as writer:
             while True:
                 batch = await self._next(failure)
                 failure = self._write(*batch) if writer is None else await writer.write(*batch)
-
-    def _write_in_thread(self, changes: Changes, firm: bool) -> str | None:
-        with self._pen:
-            return None if self._closed else self._write(changes, firm)  # closed, it is written already
 
     def _write(self, changes: Changes, firm: bool) -> str | None:
         """Why it could not be written."""
@@ -254,16 +257,18 @@ class Records:
         """
         changes = {**self._batch, **self._changes}  # of the last batch nobody has said that it is written
         if changes:
-            last = threading.Thread(target=self._write_last, args=[changes], daemon=True)
-            last.start()
-            last.join(_LAST_SECONDS)
-            if last.is_alive():
+            end: SimpleQueue[Callable[[], None]] = SimpleQueue()
+            last = partial(self._write_last, changes)
+            trio.lowlevel.start_thread_soon(last, lambda outcome: end.put(outcome.unwrap), "last records")
+            try:
+                end.get(timeout=_LAST_SECONDS)()
+            except Empty:
                 logger.error("the disk does not answer: the last %d changes are lost", len(changes))
             self._batch, self._changes = {}, {}
 
     def _write_last(self, changes: Changes) -> None:
-        with self._pen:
-            self._closed = True
-            failure = self._write(changes, firm=True)
+        if self._writer is not None:
+            self._writer.wait()
+        failure = self._write(changes, firm=True)
         if failure is not None:
             logger.error("the last %d changes are lost: %s", len(changes), failure)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,9 +125,10 @@ def test_a_record_that_cannot_be_written_is_left_out_and_said(tmp_path: Path, ca
 
 
 def test_an_error_of_any_kind_is_undone(tmp_path: Path) -> None:
+    value: Any = object()
     with closing(open_state(tmp_path)) as state:
         with pytest.raises(Exception, match="type"):
-            state.write({("a", "one"): b"", ("a", "two"): object()}, firm=False)  # type: ignore[dict-item]
+            state.write({("a", "one"): b"", ("a", "two"): value}, firm=False)
         state.write(RECORDS, firm=False)
     assert records(tmp_path) == RECORDS
 
