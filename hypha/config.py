@@ -121,6 +121,7 @@ class Limits:
     suspended_per_principal: int = 100
     reclaim_seconds: float = 60.0
     return_seconds: float = 10.0
+    returning_requests: int = 1000
     drain_seconds: float = 3.0
 
 

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
+from functools import partial
 
 import trio
 
@@ -18,7 +19,7 @@ from hypha.assembly import build
 from hypha.banner import say
 from hypha.config import Config
 from hypha.lazy import Application, Failure, Message, Receive, Send
-from hypha.memory import tune_memory
+from hypha.memory import begin_start, end_start, tune_memory
 from hypha.parent import STOPPED
 from hypha.worker import configure_logging, die_with_parent
 
@@ -33,6 +34,7 @@ def make(environ: Mapping[str, str]) -> Application:
         return build(config)
     configure_logging(config.log_level, "hypha")
     tune_memory()
+    begin_start()
     return _CommandApp(build(config))
 
 
@@ -74,8 +76,15 @@ class _CommandApp:
             die_with_parent(command.pid)
         async with trio.open_nursery() as nursery:
             await nursery.start(_swallow_sigterm if command else _terminate_on_signal)
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, partial(_tell, send))
             nursery.cancel_scope.cancel()
+
+
+async def _tell(send: Send, message: Message) -> None:
+    """What the application says of its start and its end, to Hypercorn."""
+    if message["type"] == "lifespan.startup.complete":
+        end_start()
+    await send(message)
 
 
 async def _swallow_sigterm(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -39,6 +39,23 @@ def tune_memory() -> None:
             libc.mallopt(option, size)
 
 
+def begin_start() -> None:
+    """Look for no garbage until :func:`end_start`: among what is read at the start it would take longer than reading.
+
+    For processes that do nothing but serve; a program around a server decides for itself.
+    """
+    gc.disable()
+
+
+def end_start() -> None:
+    """What the start has made stays: each look at all of it would be a pause of 30 ms.
+
+    The garbage among it stays, too: it is little, and to find it would be such a pause before anybody is served.
+    """
+    gc.freeze()
+    gc.enable()
+
+
 class Spare:
     """What was freed and is still held, because something small that lives on lies behind it.
 

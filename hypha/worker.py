@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import logging
 import os
@@ -31,7 +30,7 @@ from hypha.banner import say
 from hypha.config import KIB, Config
 from hypha.lazy import Failure, LazyApp, explain
 from hypha.listen import BACKLOG
-from hypha.memory import tune_memory
+from hypha.memory import begin_start, end_start, tune_memory
 from hypha.parent import FAILED, MISUSED, ORDERING_SIGNALS, SHUTDOWN_SECONDS, STOP_SECONDS, STOPPED
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -55,7 +54,7 @@ class Server:
     def run(self, obey: Callable[[Server], Awaitable[None]]) -> int:
         """Serve while *obey* waits for orders, which it gives by :meth:`drain` and :meth:`stop`; the exit code."""
         tune_memory()
-        gc.disable()  # until it is ready: looking for garbage among what is read then would take longer than reading
+        begin_start()
         try:
             trio.run(self._main, obey)
         except Exception as error:  # noqa: BLE001  the edge of the process: everything is told here, in one line
@@ -92,8 +91,7 @@ class Server:
                 nursery.cancel_scope.cancel()
 
     def _started(self) -> None:
-        gc.freeze()  # what the start has made stays: each look at all of it would be a pause of 30 ms
-        gc.enable()
+        end_start()
         self._ready = True
         self._on_ready()
 

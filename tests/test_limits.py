@@ -190,6 +190,7 @@ TABLE = {
         "broker/test_returning.py::test_who_does_not_come_in_time_is_gone",
         quiet="the error says that the client has not come back",
     ),
+    "returning_requests": by("broker/test_returning.py::test_requests_that_wait_are_bounded"),
     "drain_seconds": by(
         "process/test_stop.py::test_a_stalled_reader_holds_the_end_up_for_the_drain_time_only",
         "process/test_stop.py::test_a_worker_that_hangs_is_killed_after_the_drain_time",

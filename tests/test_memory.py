@@ -41,3 +41,19 @@ async def test_memory_is_given_back_in_the_first_quiet_moment_after_work() -> No
     held, kept = map(int, result.stdout.split())
     assert held > 40_000_000, "the work is not over, or nothing was held"
     assert kept < 5_000_000
+
+
+_START = """
+import gc
+from hypha.memory import begin_start, end_start
+
+begin_start()
+print(gc.isenabled(), gc.get_freeze_count())
+end_start()
+print(gc.isenabled(), gc.get_freeze_count() > 0)
+"""
+
+
+async def test_a_process_that_serves_looks_for_garbage_when_it_has_started() -> None:
+    result = await trio.run_process([sys.executable, "-c", _START], capture_stdout=True, env=environ_for())
+    assert result.stdout.decode().split() == ["False", "0", "True", "True"]

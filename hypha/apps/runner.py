@@ -308,6 +308,8 @@ class Runner:
     def sweep(self, now: float) -> None:
         """Once a second: end the apps whose client or owner has left, or that nobody has called for long."""
         self.browser.sweep(now)
+        if not self._running:
+            return
         places = self._broker.registry.workspaces.values()
         parked = {lost.principal_id for place in places for lost in place.parked.values()}
         for app in list(self._running.values()):

@@ -119,7 +119,7 @@ class Broker:
         #: Starts an app that offers a service, and returns the id of its client; None where there are no apps.
         self.launch: Launch | None = None
         #: Clients that were connected when the server ended.
-        self.returning = Returning(self.registry)
+        self.returning = Returning(self.registry, config.limits)
         self.router = Router(self.registry, self.server, self.reader, self.returning)
         #: Seconds since the epoch.
         self.clock = clock
@@ -163,10 +163,10 @@ class Broker:
         self.returning.until = self.now() + self.limits.return_seconds
         for workspace in self.registry.workspaces.values():
             workspace.idle_since = None if workspace.parked else self.now()
-            for parked in workspace.parked.values():
-                # Who was lost long before the server ended need not be waited for.
-                if self.now() - parked.since < self.limits.reclaim_seconds:
-                    self.returning.expect(parked)
+        all_parked = (parked for workspace in self.registry.workspaces.values() for parked in workspace.parked.values())
+        # Who was lost long before the server ended need not be waited for.
+        recent = self.now() - self.limits.reclaim_seconds
+        self.returning.expect(parked for parked in all_parked if parked.since > recent)
 
     def _fits(self, workspace: Workspace, parked: Parked) -> bool:
         """Whether what an earlier process has let in may be there still: limits and services of our own may differ."""

@@ -149,7 +149,9 @@ class ServerSession(Session):
         sender.server_calls += 1
         sender.server_call_bytes += size
         scope = None
-        if frame.session is not None and self.own.find(to, frame.method or "") is not None:
+        # Of two calls of one session the first is meant by it.
+        is_first = frame.session is not None and (sender, frame.session) not in self._cancellable
+        if frame.session is not None and is_first and self.own.find(to, frame.method or "") is not None:
             scope = self._cancellable[sender, frame.session] = trio.CancelScope()
         sender.arrived.append(Arrival(frame, to, substitute, size, scope))
         sender.transport.start_soon(self._serve, sender)

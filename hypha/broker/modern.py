@@ -220,8 +220,13 @@ class ModernManager(Manager):
         return member
 
     async def _find(self, call: ServerCall, wanted: ServiceQuery, app: str | None, mode: object) -> Service:
-        look = partial(self._resolve, call, wanted, app, mode)
-        return await self._broker.returning.find(look, [wanted], call.principal, call.workspace.name, app)
+        look, home = partial(self._resolve, call, wanted, app, mode), call.workspace.name
+        try:
+            return await self._broker.returning.find(look, [wanted], call.principal, home, app)
+        except NoSuchService:
+            # Takes a while to find out, and is asked for only when nobody is waited for any more.
+            hint = not_found_hint(self._registry.near_names(wanted.service, call.principal, home))
+            raise _not_found(wanted.workspace or home, wanted, app, hint) from None
 
     def _resolve(self, call: ServerCall, wanted: ServiceQuery, app: str | None, mode: object) -> Service:
         registry, home = self._registry, call.workspace.name
@@ -236,8 +241,7 @@ class ModernManager(Manager):
         if place not in {home, PUBLIC_WORKSPACE}:
             # One answer for what is there and for what is not (decisions.md 17).
             raise PermissionDenied(f"Permission denied for non-public service in workspace {place}")
-        hint = not_found_hint(registry.near_names(wanted.service, call.principal, home))
-        raise _not_found(place, wanted, app, hint)
+        raise _not_found(place, wanted, app)
 
     async def list_services(
         self,

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_REGISTRATION = Registration.__dataclass_fields__.keys()
+
 
 @dataclass(slots=True)
 class Kept:
@@ -98,14 +100,15 @@ def _built(kind: str, values: Iterable[tuple[str, Any]], build: Callable[[Any], 
     for name, value in values:
         try:
             yield name, build(value)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             logger.error("the record %s %r is of another form and is left alone: %r", kind, name, error)
 
 
 def _service(value: Any) -> tuple[str, Registration]:
     owner, entry = value
-    known = {key: item for key, item in entry.items() if key in Registration.__dataclass_fields__}
-    return owner, Registration(**known)
+    if not entry.keys() <= _REGISTRATION:
+        entry = {key: item for key, item in entry.items() if key in _REGISTRATION}
+    return owner, Registration(**entry)
 
 
 def _parked(

@@ -8,8 +8,9 @@ Who that is, and what it may do, is asked when the body has come, which can take
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from hypercorn.typing import HTTPScope
 from quart import Response, jsonify, request
@@ -27,8 +28,10 @@ from hypha.web.listing import entries, hidden
 from hypha.wire.address import PUBLIC_WORKSPACE
 
 _BODY_BYTES = 64 * KIB  # of each request, so many are free everywhere (:class:`hypha.web.http.BodyRoom`)
-_LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 _TOKEN_KEYS = frozenset({"permission", "expires_in", "client_id"})
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
@@ -40,17 +43,22 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
         workspace = (request.view_args or {}).get("workspace", "")
         return jsonify({"success": False, "detail": str(hidden(workspace))}), 404
 
-    @app.after_request
-    async def kept(response: Response) -> Response:
-        """What is answered is not lost when the server ends now. Raises :class:`hypha.broker.records.NotStored`."""
-        if request.method not in _LOOKING:
-            await broker_of().registry.ledger.records.kept()
-        return response
+    def kept(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        """Around what changes something: what is answered is not lost when the server ends now.
 
-    _add_workspaces(app, lambda: _Asker(broker_of()))
-    _add_members(app, lambda: _Asker(broker_of()))
-    _add_tokens(app, lambda: _Asker(broker_of()))
-    _add_users(app, lambda: _Asker(broker_of()))
+        Raises :class:`hypha.errors.NotStored`.
+        """
+
+        @wraps(view)
+        async def view_and_wait(*args: P.args, **kwargs: P.kwargs) -> T:
+            answer = await view(*args, **kwargs)
+            await broker_of().records.kept()
+            return answer
+
+        return view_and_wait
+
+    for add in (_add_workspaces, _add_members, _add_tokens, _add_users):
+        add(app, lambda: _Asker(broker_of()), kept)
 
 
 class _Asker:
@@ -79,8 +87,13 @@ class _Asker:
 _AskerOf = Callable[[], _Asker]
 
 
-def _add_workspaces(app: QuartTrio, asker: _AskerOf) -> None:
+class _Kept(Protocol):
+    def __call__(self, view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]: ...
+
+
+def _add_workspaces(app: QuartTrio, asker: _AskerOf, kept: _Kept) -> None:
     @app.post("/workspaces")
+    @kept
     async def create_workspace() -> tuple[Response, int]:
         config, who = await _body(), asker()
         if not who.has_token:
@@ -92,11 +105,13 @@ def _add_workspaces(app: QuartTrio, asker: _AskerOf) -> None:
         return jsonify(asker().sees(workspace).describe())
 
     @app.patch("/workspaces/<workspace>")
+    @kept
     async def change_workspace(workspace: str) -> Response:
         config, who = await _body(), asker()
         return jsonify(who.administration.update(who.principal, who.administers(workspace), config).describe())
 
     @app.delete("/workspaces/<workspace>")
+    @kept
     async def delete_workspace(workspace: str) -> tuple[str, int]:
         who = asker()
         who.administration.delete(who.administers(workspace))
@@ -110,6 +125,7 @@ def _add_workspaces(app: QuartTrio, asker: _AskerOf) -> None:
         return jsonify({**who.administration.summary(place), "services": services})
 
     @app.put("/workspaces/<workspace>/quota")
+    @kept
     async def set_workspace_quota(workspace: str) -> Response:
         quota, who = await _body(), asker()
         place = who.sees(workspace)
@@ -117,33 +133,37 @@ def _add_workspaces(app: QuartTrio, asker: _AskerOf) -> None:
         return jsonify(who.administration.set_workspace_quota(place, quota))
 
 
-def _add_members(app: QuartTrio, asker: _AskerOf) -> None:
+def _add_members(app: QuartTrio, asker: _AskerOf, kept: _Kept) -> None:
     @app.get("/workspaces/<workspace>/clients")
     async def list_clients(workspace: str) -> Response:
         who = asker()
         return jsonify(who.administration.clients(who.sees(workspace)))
 
     @app.delete("/workspaces/<workspace>/clients/<client_id>")
+    @kept
     async def kick_client(workspace: str, client_id: str) -> tuple[str, int]:
         who = asker()
         who.administration.kick(who.administration.client(who.principal, client_id, workspace))
         return "", 204
 
     @app.put("/workspaces/<workspace>/permissions/<user>")
+    @kept
     async def set_permission(workspace: str, user: str) -> Response:
         level, who = (await _body()).get("permission"), asker()
         place = who.administers(workspace)
         return jsonify(who.administration.set_permission(who.principal, place, user, level).describe())
 
     @app.delete("/workspaces/<workspace>/permissions/<user>")
+    @kept
     async def take_permission(workspace: str, user: str) -> tuple[str, int]:
         who = asker()
         who.administration.set_permission(who.principal, who.administers(workspace), user, None)
         return "", 204
 
 
-def _add_tokens(app: QuartTrio, asker: _AskerOf) -> None:
+def _add_tokens(app: QuartTrio, asker: _AskerOf, kept: _Kept) -> None:
     @app.post("/workspaces/<workspace>/tokens")
+    @kept
     async def generate_token(workspace: str) -> tuple[Response, int]:
         config, who = await _body(), asker()
         place = who.sees(workspace)
@@ -159,13 +179,14 @@ def _add_tokens(app: QuartTrio, asker: _AskerOf) -> None:
         return jsonify(who.administration.tokens(who.principal, who.sees(workspace)))
 
     @app.post("/api/tokens/revoke")
+    @kept
     async def revoke_token() -> tuple[str, int]:
         token, who = (await _body()).get("token"), asker()
         who.administration.revoke(who.principal, token)
         return "", 204
 
 
-def _add_users(app: QuartTrio, asker: _AskerOf) -> None:
+def _add_users(app: QuartTrio, asker: _AskerOf, kept: _Kept) -> None:
     @app.get("/api/users")
     async def list_users() -> Response:
         who = asker()
@@ -179,6 +200,7 @@ def _add_users(app: QuartTrio, asker: _AskerOf) -> None:
         return jsonify(who.administration.blocked())
 
     @app.put("/api/users/<user>/block")
+    @kept
     async def block_user(user: str) -> tuple[str, int]:
         reason, who = (await _body()).get("reason"), asker()
         who.operates()
@@ -186,6 +208,7 @@ def _add_users(app: QuartTrio, asker: _AskerOf) -> None:
         return "", 204
 
     @app.delete("/api/users/<user>/block")
+    @kept
     async def unblock_user(user: str) -> tuple[str, int]:
         who = asker()
         who.operates()
@@ -193,6 +216,7 @@ def _add_users(app: QuartTrio, asker: _AskerOf) -> None:
         return "", 204
 
     @app.put("/api/users/<user>/quota")
+    @kept
     async def set_user_quota(user: str) -> Response:
         quota, who = await _body(), asker()
         who.operates()

@@ -151,6 +151,36 @@ async def test_a_caller_cancels_a_call_of_a_service_of_the_server_and_nobody_els
     at_rest(live)
 
 
+async def test_of_two_calls_of_one_session_the_first_is_cancelled(live: Scene) -> None:
+    """The end of the other one does not take that away."""
+    running: list[str] = []
+    go_on = trio.Event()
+
+    async def hang(visit: Visit) -> None:
+        running.append("hang")
+        try:
+            await trio.sleep_forever()
+        finally:
+            running.remove("hang")
+
+    async def wait(visit: Visit) -> None:
+        await go_on.wait()
+
+    offer(live, hang=hang, wait=wait)
+    a = live.join("lab/a")
+    place = f"public/{SERVER_ID}"
+    a.call(place, "services.test.hang", session="s1")
+    a.call(place, "services.test.wait", session="s1")
+    await wait_all_tasks_blocked()
+    go_on.set()
+    await a.message_for("s1")
+    assert running == ["hang"]
+    a.send({"type": "method", "to": place, "method": CANCEL}, {"args": ["s1"]})
+    await wait_all_tasks_blocked()
+    assert running == []
+    at_rest(live)
+
+
 async def test_the_server_calls_back_only_its_caller(live: Scene) -> None:
     async def ring(visit: Visit, function: Any) -> Any:
         return await visit.call_back(function)(["hello"])

@@ -72,7 +72,7 @@ RESERVED: dict[str, Set[str]] = {
     "ssl": {"apps", "client", "launch"},
     "subprocess": {"apps", "launch", "parent"},
     "multiprocessing": {"hypercorn_command"},
-    "threading": {"aio", "sync", "worker"},
+    "threading": {"aio", "store", "sync", "worker"},
     "sqlite3": {"store"},
     "pickle": frozenset(),
     "marshal": frozenset(),

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from hypha.broker.access import Level, Principal
+from hypha.store import State
 from tests.web.stack import MemoryStack
 from tests.web.wires import Closed, HttpAnswer, http, join
 
@@ -48,6 +49,22 @@ async def test_a_workspace_from_its_beginning_to_its_end(
     ended = await ask(stack, "DELETE", "/workspaces/lab")
     assert (ended.status, ended.body) == (204, b"")
     assert (await ask(stack, "GET", "/workspaces/lab")).status == 404
+
+
+async def test_a_change_that_the_disk_does_not_take_is_said(
+    stack: MemoryStack, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_state: State, _changes: Any, *, firm: bool) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "write", full)
+        made = await ask(stack, "POST", "/workspaces", {"name": "lab"})
+        assert (made.status, made.json()["success"]) == (507, False)
+        assert "no space left" in made.json()["detail"]
+        assert (await ask(stack, "GET", "/workspaces/lab")).status == 200
+    await trio.sleep(2)
+    assert (await ask(stack, "PATCH", "/workspaces/lab", {"description": "E"})).status == 200
 
 
 async def test_a_workspace_is_made_by_who_can_come_back(
