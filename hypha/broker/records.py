@@ -19,6 +19,8 @@ from hypha.wire.calls import encode_value
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
+#: For so long changes gather that nobody waits for. A client that comes and goes in between leaves hardly any.
+_GATHER_SECONDS = 0.05
 
 Key = tuple[str, str]
 Changes = dict[Key, bytes | None]
@@ -115,6 +117,8 @@ class Records:
         #: What is being written now.
         self._batch: Changes = {}
         self._wanted = trio.Event()
+        #: Somebody waits for changes that are not being written yet.
+        self._awaited = trio.Event()
         self._round = trio.Event()
         self._failure: str | None = None
         #: Whether the log has it that the disk takes nothing.
@@ -186,6 +190,7 @@ class Records:
                 if self._written < own.firm:
                     raise NotStored(f"the server cannot write to its data directory ({self._failure})")
                 return
+            self._awaited.set()
             await self._round.wait()
 
     async def run(self, *, in_thread: bool = True) -> None:
@@ -220,6 +225,9 @@ class Records:
             self._tell()
             await self._wanted.wait()
             self._wanted = trio.Event()
+            with trio.move_on_after(_GATHER_SECONDS):
+                await self._awaited.wait()
+        self._awaited = trio.Event()
         self._batch, self._changes = self._changes, {}
         firm, self._firm = self._firm, False
         self._taken = self._asked
