@@ -135,8 +135,6 @@ class WorkspacePolicy(Protocol):
     def deny_list(self) -> Collection[str]: ...
     @property
     def permissions(self) -> Mapping[str, str]: ...
-    @property
-    def forgotten(self) -> bool: ...
 
 
 class ServicePolicy(Protocol):
@@ -196,8 +194,7 @@ def granted_level(principal: Principal, workspace: WorkspacePolicy) -> Level:
     """The level that the token of *principal* gives, which is at most what is left of its issuer's."""
     granted = principal.grants.get(workspace.name, Level.NONE)
     issuer = principal.granted_by.get(workspace.name)
-    # The lists of a workspace that a restart has forgotten say nothing of what was there.
-    return granted if issuer is None or workspace.forgotten else min(granted, level_of(issuer, workspace))
+    return granted if issuer is None else min(granted, level_of(issuer, workspace))
 
 
 _NEEDED = {

@@ -180,7 +180,6 @@ class Administration:
         if changes and not set(place.owners) <= set(place.deny_list):
             _require_owner(settings.get("owners", place.owners), settings.get("deny_list", place.deny_list))
         place.owners = list(settings.get("owners", place.owners))
-        place.forgotten = place.forgotten and not place.owners
         place.allow_list = list(settings.get("allow_list", place.allow_list))
         place.deny_list = list(settings.get("deny_list", place.deny_list))
         place.permissions = dict(settings.get("permissions", place.permissions))

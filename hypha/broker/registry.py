@@ -60,8 +60,6 @@ class Workspace:
     visibility: str = "protected"
     description: str | None = None
     persistent: bool = False
-    #: Whether a client has come back to it that was there before a restart, and nobody since who owns it.
-    forgotten: bool = False
     #: Whose quota it counts against, whoever owns it later; None for a user's own workspace.
     creator: str | None = None
     own_services: dict[str, Service] = field(default_factory=dict)

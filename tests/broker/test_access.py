@@ -17,7 +17,6 @@ class Place:
     """A workspace as policy sees it."""
 
     name: str = "lab"
-    forgotten: bool = False
     owners: list[str] = field(default_factory=lambda: ["owner", "owner@lab.org"])
     allow_list: list[str] = field(default_factory=lambda: ["guest", "guest@lab.org"])
     deny_list: list[str] = field(default_factory=lambda: ["banned", "banned@lab.org"])
@@ -111,13 +110,6 @@ def test_the_level_decides_what_may_be_done_in_a_workspace() -> None:
         for action in Action:
             opens = OPENS[level] | ({Action.OPERATE} if "admin" in principal.roles else set())
             assert may(principal, action, Place()).allowed == (action in opens), action
-
-
-def test_a_token_is_worth_what_it_says_where_a_restart_has_forgotten_who_may() -> None:
-    forgotten = Place(owners=[], forgotten=True)
-    assert level_in(child("former", by="former", lab=Level.READ_WRITE), forgotten) is Level.READ_WRITE
-    assert level_in(child("banned", by="former", lab=Level.READ_WRITE), forgotten) is Level.NONE
-    assert level_in(child("former", by="former", lab=Level.READ_WRITE), Place(owners=[])) is Level.NONE
 
 
 def test_a_user_is_counted_with_those_to_whom_it_has_issued_tokens() -> None:

@@ -177,25 +177,35 @@ async def test_a_token_for_somebodys_own_workspace_loses_what_its_issuer_loses(l
         live.broker.admit(Credentials("guest", home, token))
 
 
-async def test_who_returns_after_a_restart_is_let_in_until_somebody_owns_the_workspace(live: Scene) -> None:
+async def test_a_workspace_that_is_gone_is_not_made_again_by_who_was_in_it(live: Scene) -> None:
     ada = await owned(live)
     await ask(ada, "set_permission", "bob", "read")
     bob = live.join("lab/bob", principal=user("bob"), dialect=MODERN)
-    token = await ask(bob, "generate_token", {"permission": "read"})
-    returning = []
-    for name in ("one", "two"):
-        peer = live.attach(live.broker.admit(Credentials(name, "lab", token)))
-        returning.append(live.broker.resumption_token(peer.session))
+    guest = live.attach(live.broker.admit(Credentials("guest", "lab", await ask(bob, "generate_token"))))
+    returning = live.broker.resumption_token(guest.session)
     after = Scene(nursery=live.nursery)
-    one, two = (
-        after.attach(after.broker.admit(Credentials(name, reconnection_token=text)))
-        for name, text in zip(("one", "two"), returning, strict=True)
-    )
-    assert one.session.open
-    admin = after.join("office/admin", principal=ADMIN, dialect=MODERN)
-    await ask(admin, "update_workspace", {"owners": ["ada"]}, "lab")
-    assert not one.session.open
-    assert not two.session.open
+    with pytest.raises(PermissionDenied, match="Permission denied for workspace lab"):
+        after.broker.admit(Credentials("guest", reconnection_token=returning))
+    assert set(after.broker.registry.workspaces) == {"public"}
+
+
+async def test_who_loses_its_level_while_its_connection_is_lost_does_not_come_back(live: Scene) -> None:
+    ada = await owned(live)
+    await ask(ada, "set_permission", "bob", "read_write")
+    bob = live.join("lab/bob", principal=user("bob"), dialect=MODERN)
+    token = await ask(bob, "generate_token")
+    guest = live.attach(live.broker.admit(Credentials("guest", "lab", token)))
+    mine = live.attach(live.broker.admit(Credentials("mine", "lab", await ask(ada, "generate_token"))))
+    returning = live.broker.resumption_token(guest.session)
+    for peer in (guest, mine):
+        peer.leave(clean=False)
+    await ask(ada, "set_permission", "bob", None)
+    lab = live.broker.registry.workspaces["lab"]
+    assert list(lab.parked) == ["mine"]
+    await ask(ada, "set_permission", "bob", "read_write")
+    with pytest.raises(NotAuthenticated, match="the session has ended"):
+        live.broker.admit(Credentials("guest", reconnection_token=returning))
+    live.broker.admit(Credentials("guest", "lab", token))
 
 
 async def test_who_is_denied_takes_all_that_came_from_it_along(live: Scene) -> None:
