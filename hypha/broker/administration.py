@@ -5,6 +5,7 @@ Every function takes the principal that asks, and asks :func:`hypha.broker.acces
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from hypha.broker.access import Action, Level, Principal, granted_level, level_in, may
@@ -133,6 +134,7 @@ class Administration:
         if isinstance(name, str) and is_user_id(name) and name != principal.id:
             raise PermissionDenied("a name of this form is some user's own workspace; choose another")
         created = self._registry.create_workspace(name, persistent=persistent)
+        created.identity = secrets.token_urlsafe(12)
         created.creator = principal.account
         created.idle_since = self._broker.now()
         return created

@@ -50,6 +50,8 @@ class Workspace:
     """
 
     name: str
+    #: Tells it from others that had its name before; empty for those that nobody else can have made.
+    identity: str = ""
     owners: list[str] = field(default_factory=list)
     allow_list: list[str] = field(default_factory=list)
     deny_list: list[str] = field(default_factory=list)

@@ -164,6 +164,23 @@ async def test_a_token_for_a_workspace_is_nothing_in_the_next_one_of_that_name(l
         live.broker.admit(Credentials("guest", "lab", token))
 
 
+async def test_a_token_of_an_administrator_of_the_server_is_nothing_in_the_next_one_of_that_name(live: Scene) -> None:
+    ada = await owned(live)
+    admin = live.join("start/admin", principal=ADMIN, dialect=MODERN)
+    token = await ask(admin, "generate_token", {"workspace": "lab", "permission": "admin"})
+    guest = live.attach(live.broker.admit(Credentials("guest", "lab", token)), dialect=MODERN)
+    through = await ask(guest, "generate_token")
+    live.broker.admit(Credentials("child", "lab", through))
+    ada.leave()
+    await ask(admin, "delete_workspace", "lab")
+    bob = live.join("start/bob", principal=user("bob", start=Level.READ), dialect=MODERN)
+    await ask(bob, "create_workspace", {"name": "lab"})
+    for text in (token, through):
+        with pytest.raises(PermissionDenied):
+            live.broker.admit(Credentials("guest", "lab", text))
+    assert await ask(bob, "list_tokens", "lab") == []
+
+
 async def test_a_token_for_somebodys_own_workspace_loses_what_its_issuer_loses(live: Scene) -> None:
     ada = live.attach(live.broker.admit(Credentials("ada")), dialect=MODERN)
     home = ada.session.address.workspace
