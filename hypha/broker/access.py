@@ -41,13 +41,13 @@ _LEVELS = {
 class Principal:
     """The authenticated user as policy sees it.
 
-    *grants*: workspace name -> level, what the token gives. *granted_by*: under which names its issuer had that from the
-    lists of the workspace, and it is worth no more than these names still are; :func:`itself` for one who needs no list.
-    *home*: the workspace that a token names as its own. *client*: the one client id that it may connect as, None for
-    any. *expires_at*: seconds since the epoch, None for what lives as long as its connection. *tokens*: the ids of the
-    token that proved it, which is the last, and of those through which that was issued; none for who came without. It
-    says how somebody came in, not who it is. *issuers*: the users through whom it was issued, the first one first; none
-    for who is nobody's child.
+    *grants*: workspace name -> level, what the token gives. *granted_by*: under which names its issuer had that from
+    the lists of the workspace, and it is worth no more than these names still are; :func:`itself` for one who needs no
+    list. *home*: the workspace that a token names as its own. *client*: the one client id that it may connect as, None
+    for any. *expires_at*: seconds since the epoch, None for what lives as long as its connection. *tokens*: the ids of
+    the token that proved it, which is the last, and of those through which that was issued; none for who came without.
+    It says how somebody came in, not who it is. *issuers*: the users through whom it was issued, the first one first;
+    none for who is nobody's child.
     """
 
     id: str

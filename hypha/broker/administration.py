@@ -16,6 +16,7 @@ from hypha.broker.registry import Workspace
 from hypha.broker.tokens import is_user_id
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, NotFound, PermissionDenied
 from hypha.wire.address import MAX_NAME, PUBLIC_WORKSPACE, Address, parse_target
+from hypha.wire.calls import encode_value
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
@@ -278,6 +279,7 @@ class Administration:
         """Refuse a user, and all that it has issued, from now on; its sessions end at once."""
         if not isinstance(user, str) or not 0 < len(user) <= _MAX_ENTRY:
             raise InvalidArgument("the user is an id or an e-mail address")
+        encode_value([user, reason])
         if user in principal.known_as:
             raise InvalidArgument("that is yourself")
         if reason is not None and not (isinstance(reason, str) and len(reason) <= _MAX_ENTRY):
@@ -299,6 +301,7 @@ class Administration:
         """Change the quota of a user, and return it."""
         if not isinstance(account, str) or not 0 < len(account) <= _MAX_ENTRY:
             raise InvalidArgument("the user is an id or an e-mail address")
+        encode_value(account)
         quota = changed(self._broker.quotas.get(account, {}), change, OF_USERS)
         self._ledger.quota(account, quota)
         self._broker.quotas[account] = quota
@@ -317,7 +320,7 @@ class Administration:
 
 
 def workspace_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Check settings of a workspace. Raises :class:`InvalidKey` or :class:`InvalidArgument`."""
+    """Check settings of a workspace, which can be kept then. Raises :class:`InvalidKey` or :class:`InvalidArgument`."""
     settings = {key: value for key, value in config.items() if key not in _IGNORED_KEYS and value is not None}
     for key, value in settings.items():
         if key not in _WORKSPACE_KEYS:
@@ -330,6 +333,7 @@ def workspace_settings(config: dict[str, Any]) -> dict[str, Any]:
         raise InvalidArgument("visibility of a workspace must be public or protected")
     if not isinstance(settings.get("description", ""), str):
         raise InvalidArgument("description must be text")
+    encode_value(settings)
     return settings
 
 

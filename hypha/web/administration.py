@@ -7,7 +7,6 @@ Who that is, and what it may do, is asked when the body has come, which can take
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ from hypha.broker.issuing import issue, scopes
 from hypha.broker.registry import Workspace
 from hypha.config import KIB
 from hypha.errors import InvalidArgument, NotAuthenticated, PermissionDenied, UnsupportedContent
+from hypha.web.bodies import parse_json
 from hypha.web.http import JSON, bearer_token
 from hypha.web.listing import entries, hidden
 from hypha.wire.address import PUBLIC_WORKSPACE
@@ -201,15 +201,12 @@ def _add_users(app: QuartTrio, asker: _AskerOf) -> None:
 
 async def _body() -> dict[str, Any]:
     """The body, a map in JSON; nothing at all is an empty one. Raises :class:`InvalidArgument`."""
-    data = await request.get_data()
+    data = cast(bytes, await request.get_data())
     if not data:
         return {}
     if request.mimetype != JSON.decode():
         raise UnsupportedContent("send a map as application/json")
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument("the body is no JSON") from error
+    value = parse_json(data, "the body")
     if not isinstance(value, dict):
         raise InvalidArgument("the body must be a map")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypha.broker.broker import Credentials
 from hypha.broker.issuing import admin_token
 from hypha.broker.tokens import Tokens
 from hypha.config import Limits
-from hypha.errors import LimitExceeded, NotAuthenticated, PermissionDenied
+from hypha.errors import InvalidArgument, LimitExceeded, NotAuthenticated, PermissionDenied
 from hypha.wire.dialect import LEGACY, MODERN, Dialect
 from tests.broker.managing import MANAGER
 from tests.broker.memory import KEY, Peer, Rejected, Scene
@@ -99,6 +100,28 @@ async def test_a_wrong_change_is_refused_and_changes_nothing(live: Scene, config
     before = live.workspace("lab").describe()
     assert (await refused(ada, "update_workspace", config)).startswith(text)
     assert live.workspace("lab").describe() == before
+
+
+async def test_text_that_cannot_be_kept_is_refused_and_changes_nothing(live: Scene) -> None:
+    half = "\ud800"
+    ada, lab, administration = await owned(live), live.workspace("lab"), live.broker.administration
+    principal, before = ada.session.principal, lab.describe()
+    for config in ({"description": half, "deny_list": ["bob"]}, {"allow_list": [half]}, {"permissions": {half: "r"}}):
+        with pytest.raises(InvalidArgument, match="surrogates not allowed"):
+            administration.update(principal, lab, config)
+        with pytest.raises(InvalidArgument, match="surrogates not allowed"):
+            administration.create(principal, {"name": "new", **config})
+    for change in (
+        partial(administration.set_permission, principal, lab, half, "read"),
+        partial(administration.block, ADMIN, half),
+        partial(administration.block, ADMIN, "bob", half),
+        partial(administration.set_user_quota, half, {"clients": 1}),
+    ):
+        with pytest.raises(InvalidArgument, match="surrogates not allowed"):
+            change()
+    assert lab.describe() == before
+    assert set(live.broker.registry.workspaces) == {"lab", "public"}
+    assert (administration.blocked(), live.broker.quotas) == ([], {})
 
 
 async def test_a_workspace_is_given_away_and_never_left_to_nobody(live: Scene) -> None:

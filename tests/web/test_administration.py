@@ -130,13 +130,23 @@ async def test_an_administrator_blocks_and_bounds_users(
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"", 400), (b"{", 400), (b"[]", 400), (b'"x"', 400), (b"\xff\xfe\x00", 400), (b"[" * 50_000, 400)],
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b'"x"', 400),
+        (b"\xff\xfe\x00", 400),
+        (b"[" * 50_000, 400),
+        (b'{"name": "lab", "description": "\\ud800"}', 400),
+        (b'{"name": "lab", "description": "\xed\xa0\x80"}', 400),
+    ],
 )
 async def test_a_body_that_is_no_map_is_refused(
     stack: MemoryStack, body: bytes, status: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     answer = await ask(stack, "POST", "/workspaces", body)
     assert (answer.status, answer.json()["success"]) == (status, False)
+    assert set(stack.broker.registry.workspaces) == {"public"}
 
 
 async def test_a_body_is_json_and_of_64_kib_at_most(stack: MemoryStack, autojump_clock: trio.testing.MockClock) -> None:
