@@ -233,7 +233,7 @@ class Administration:
         holder = self._broker.tokens.holder(token)
         if not self._may_end(principal, holder):
             raise PermissionDenied("a token is revoked by who holds or issued it, or administers its workspace")
-        self._broker.tokens.revoke(holder, principal.account)
+        self._broker.tokens.revoke(holder, principal)
 
     def tokens(self, principal: Principal, place: Workspace) -> list[dict[str, Any]]:
         """The tokens for *place* that *principal* may revoke, as far as they are remembered.

@@ -194,6 +194,7 @@ class Broker:
     def token_life(self, issuer: Principal, asked: object) -> float:
         """Seconds that a new token may live: as asked, but not longer than its issuer's own.
 
+        One of somebody without an account lives for ``token_seconds`` at most: what must be remembered of it ends soon.
         Raises :class:`NotAuthenticated` when that has expired: a session outlives its token by up to a second.
         """
         if asked is None:
@@ -202,6 +203,8 @@ class Broker:
             life = float(asked)
         else:
             raise InvalidArgument("expires_in must be a number of seconds above 0")
+        if issuer.is_anonymous:
+            life = min(life, self.limits.token_seconds)
         remaining = self.remaining(issuer)
         if remaining is None:
             return life
