@@ -178,6 +178,8 @@ class Administration:
 
     def _apply(self, principal: Principal, place: Workspace, settings: dict[str, Any]) -> None:
         """Change a workspace by settings that were checked. Raises :class:`InvalidArgument` before it has no owner."""
+        if place.name == PUBLIC_WORKSPACE and not settings.get("persistent", True):
+            raise InvalidArgument(f"the workspace {place.name} stays")
         changes = not {"owners", "deny_list"}.isdisjoint(settings)
         # What has none, as a workspace that is its user's own, can be changed all the same.
         if changes and not set(place.owners) <= set(place.deny_list):
@@ -232,6 +234,7 @@ class Administration:
             raise InvalidArgument("a token is text")
         holder = self._broker.tokens.holder(token)
         if not self._may_end(principal, holder):
+            self._broker.tokens.verify(token)  # an id that the asker may not know of is as good as none
             raise PermissionDenied("a token is revoked by who holds or issued it, or administers its workspace")
         self._broker.tokens.revoke(holder, principal)
 

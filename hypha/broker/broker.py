@@ -345,10 +345,10 @@ class Broker:
         :class:`LimitExceeded` when somebody was faster.
         """
         address, principal = admission.address, admission.principal
-        if not admission.resumed:
-            self._require_quota(principal)
         name = self._workspace_name(principal, address.workspace)
         workspace = self.registry.workspaces.get(name)
+        if workspace is None or not _has_place(workspace, admission):
+            self._require_quota(principal)
         if workspace is None:
             workspace = self.registry.create_workspace(name)
             self.registry.ledger.workspace(workspace)
@@ -576,6 +576,13 @@ class Broker:
         for expected in self.returning.late(now):
             self.router.give_up(expected)
         self.flush()
+
+
+def _has_place(workspace: Workspace, admission: Admission) -> bool:
+    """Whether the client comes back to what was kept for it, or to where it is connected: it was counted already."""
+    client = admission.address.client
+    before = workspace.members.get(client) or workspace.parked.get(client)
+    return admission.resumed and before is not None and before.identity == admission.identity
 
 
 def _proves(principal: Principal | None, identity: str | None, owner: Principal, expected: str) -> bool:

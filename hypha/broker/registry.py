@@ -139,8 +139,13 @@ class Registry:
         return workspace
 
     def drop_if_unused(self, workspace: Workspace) -> None:
-        """Remove a workspace that nobody is in, nobody may return to and nobody asked to keep."""
+        """Remove a workspace that nobody is in, nobody may return to and nobody asked to keep.
+
+        ``public`` stays, whatever was set: the server itself offers services there.
+        """
         unused = not (workspace.members or workspace.parked or workspace.persistent)
+        if workspace.name == PUBLIC_WORKSPACE:
+            return
         if unused and self.workspaces.pop(workspace.name, None) is not None:
             self.ledger.forget_workspace(workspace)
 

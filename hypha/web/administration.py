@@ -161,7 +161,10 @@ def _add_tokens(app: QuartTrio, asker: _AskerOf) -> None:
     @app.post("/api/tokens/revoke")
     async def revoke_token() -> tuple[str, int]:
         token, who = (await _body()).get("token"), asker()
-        who.administration.revoke(who.principal, token)
+        try:
+            who.administration.revoke(who.principal, token)
+        except NotAuthenticated as error:
+            raise InvalidArgument(f"the token in the body: {error}") from error  # the asker's own is good
         return "", 204
 
 

@@ -452,3 +452,32 @@ async def test_a_wrong_quota_is_refused_and_changes_nothing(live: Scene, quota: 
     await ask(admin, "set_quota", {"clients": 5}, user="ada")
     assert "quota" in await refused(admin, "set_quota", quota, user="ada")
     assert live.broker.quotas == {"ada": {"clients": 5}}
+
+
+async def test_the_workspace_of_the_server_stays(live: Scene) -> None:
+    admin = live.join("office/admin", principal=ADMIN, dialect=MODERN)
+    assert "the workspace public stays" in await refused(admin, "update_workspace", {"persistent": False}, "public")
+    public = live.workspace("public")
+    assert public.persistent
+    await ask(admin, "update_workspace", {"persistent": True, "description": "ours"}, "public")
+    public.persistent = False  # as an earlier version let it be
+    live.broker.registry.drop_if_unused(public)
+    assert live.workspace("public") is public
+
+
+async def test_who_comes_back_to_nothing_is_counted_as_new(nursery: trio.Nursery) -> None:
+    scene = Scene(Limits(sessions_per_principal=2, suspended_per_principal=2), nursery)
+    ada = user("ada", lab=Level.READ_WRITE)
+    returning = {}
+    for name in ("a", "b", "c", "d"):
+        peer = scene.join(f"lab/{name}", principal=ada)
+        returning[name] = scene.broker.resumption_token(peer.session)
+        peer.leave(clean=False)
+    back = [
+        scene.attach(scene.broker.admit(Credentials(name, reconnection_token=returning[name]))) for name in ("c", "d")
+    ]
+    again = scene.broker.resumption_token(back[0].session)
+    scene.attach(scene.broker.admit(Credentials("c", reconnection_token=again)))  # in the place of itself
+    with pytest.raises(LimitExceeded, match="sessions_per_principal = 2"):
+        scene.attach(scene.broker.admit(Credentials("a", reconnection_token=returning["a"])))
+    assert len(scene.broker.registry.sessions_of("ada")) == 2
