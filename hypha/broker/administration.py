@@ -132,19 +132,25 @@ class Administration:
 
     def _create(self, principal: Principal, name: object, *, persistent: bool) -> Workspace:
         self._require_room(principal)
+        if principal.is_anonymous:
+            self._registry.make_room_for_stranger()
         if isinstance(name, str) and is_user_id(name) and name != principal.id:
             raise PermissionDenied("a name of this form is some user's own workspace; choose another")
         created = self._registry.create_workspace(name, persistent=persistent)
         created.identity = secrets.token_urlsafe(12)
-        created.creator = principal.account
+        created.creator, created.of_stranger = principal.account, principal.is_anonymous
+        self._registry.count(created)
         created.idle_since = self._broker.now()
         return created
 
     def _require_room(self, principal: Principal) -> None:
-        quota, limit = self._broker.quotas.get(principal.account, {}), self._registry.limits.workspaces_per_principal
-        most, name = ceiling(quota, "workspaces", limit, "workspaces_per_principal")
-        created = sum(1 for place in self._registry.workspaces.values() if place.creator == principal.account)
-        if created >= most:
+        quota, limits = self._broker.quotas.get(principal.account, {}), self._registry.limits
+        if principal.is_anonymous:
+            limit, name = limits.anonymous_workspaces_per_principal, "anonymous_workspaces_per_principal"
+        else:
+            limit, name = limits.workspaces_per_principal, "workspaces_per_principal"
+        most, name = ceiling(quota, "workspaces", limit, name)
+        if len(self._registry.created_by(principal.account)) >= most:
             raise LimitExceeded(f"{name} = {most} workspaces are yours already")
 
     def update(self, principal: Principal, place: Workspace, config: object) -> Workspace:
@@ -184,6 +190,10 @@ class Administration:
         # What has none, as a workspace that is its user's own, can be changed all the same.
         if changes and not set(place.owners) <= set(place.deny_list):
             _require_owner(settings.get("owners", place.owners), settings.get("deny_list", place.deny_list))
+        if principal.is_anonymous and place.creator is None and settings.get("owners") and not place.of_stranger:
+            self._registry.make_room_for_stranger()
+            place.of_stranger = True
+            self._registry.count(place)
         place.owners = list(settings.get("owners", place.owners))
         place.allow_list = list(settings.get("allow_list", place.allow_list))
         place.deny_list = list(settings.get("deny_list", place.deny_list))

@@ -145,6 +145,8 @@ class Broker:
         """Take over what an earlier process has kept, before anybody connects, and expect who was connected to it."""
         kept = read(self.records.load(), self.clock(), self.now(), self.limits)
         kept.enter_workspaces(self.registry)
+        for workspace in self.registry.workspaces.values():
+            self.registry.count(workspace)
         for token, (owner, until) in kept.revoked.items():
             self.tokens.revocations.restore(token, owner, until)
         self.tokens.revocations.blocked.update(kept.blocked)

@@ -64,6 +64,8 @@ class Workspace:
     persistent: bool = False
     #: Whose quota it counts against, whoever owns it later; None for a user's own workspace.
     creator: str | None = None
+    #: Whether somebody without an account has made it, or has given it owners, so that it stays when that one leaves.
+    of_stranger: bool = False
     own_services: dict[str, Service] = field(default_factory=dict)
     members: dict[str, PeerSession] = field(default_factory=dict)
     parked: dict[str, Parked] = field(default_factory=dict)
@@ -111,6 +113,8 @@ class Registry:
         self._reserved = RESERVED_NAMES | frozenset(reserved)
         self._by_service_id: dict[str, dict[Service, None]] = {}
         self._by_principal: dict[str, dict[PeerSession, None]] = {}
+        self._by_creator: dict[str, set[Workspace]] = {}
+        self._of_strangers: set[Workspace] = set()
         self._order = itertools.count()
         self.workspaces[PUBLIC_WORKSPACE] = Workspace(PUBLIC_WORKSPACE, visibility="public", persistent=True)
 
@@ -148,6 +152,36 @@ class Registry:
             return
         if unused and self.workspaces.pop(workspace.name, None) is not None:
             self.ledger.forget_workspace(workspace)
+            self._of_strangers.discard(workspace)
+            created = self._by_creator.get(workspace.creator or "", set())
+            created.discard(workspace)
+            if not created:
+                self._by_creator.pop(workspace.creator or "", None)
+
+    def count(self, workspace: Workspace) -> None:
+        """Count *workspace*, of which it is known now who has made it. Does nothing when it is counted already."""
+        if workspace.creator is not None:
+            self._by_creator.setdefault(workspace.creator, set()).add(workspace)
+        if workspace.of_stranger:
+            self._of_strangers.add(workspace)
+
+    def created_by(self, account: str) -> Collection[Workspace]:
+        """The workspaces that count against *account*."""
+        return self._by_creator.get(account, set())
+
+    def make_room_for_stranger(self) -> None:
+        """Forget the workspace that nobody has used for longest, when strangers have too many.
+
+        Raises :class:`LimitExceeded` when all are used.
+        """
+        limit = self.limits.anonymous_workspaces
+        of_strangers = [place for place in self._of_strangers if not place.persistent]
+        if len(of_strangers) < limit:
+            return
+        idle = [(place.idle_since, place.name) for place in of_strangers if place.idle_since is not None]
+        if not idle:
+            raise LimitExceeded(f"anonymous_workspaces = {limit} workspaces of users without an account are used now")
+        self.drop_if_unused(self.workspaces[min(idle)[1]])
 
     # --- sessions ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from hypha.broker.access import Level, Principal
 from hypha.broker.broker import Credentials
@@ -18,7 +19,7 @@ from hypha.config import Limits
 from hypha.errors import InvalidArgument, LimitExceeded, NotAuthenticated, PermissionDenied
 from hypha.wire.dialect import LEGACY, MODERN, Dialect
 from tests.broker.managing import MANAGER
-from tests.broker.memory import KEY, Peer, Rejected, Scene
+from tests.broker.memory import KEY, MemoryStore, Peer, Rejected, Scene
 
 pytestmark = pytest.mark.deadline(20)
 
@@ -481,3 +482,55 @@ async def test_who_comes_back_to_nothing_is_counted_as_new(nursery: trio.Nursery
     with pytest.raises(LimitExceeded, match="sessions_per_principal = 2"):
         scene.attach(scene.broker.admit(Credentials("a", reconnection_token=returning["a"])))
     assert len(scene.broker.registry.sessions_of("ada")) == 2
+
+
+def stranger(scene: Scene, client: str) -> Peer:
+    return scene.attach(scene.broker.admit(Credentials(client)), dialect=MODERN)
+
+
+async def test_the_workspaces_of_one_user_without_an_account_are_bounded_exactly(nursery: trio.Nursery) -> None:
+    scene = Scene(Limits(anonymous_workspaces_per_principal=2), nursery)
+    one = stranger(scene, "one")
+    through = scene.attach(
+        scene.broker.admit(Credentials("two", token=await ask(one, "generate_token"))), dialect=MODERN
+    )
+    for peer, name in ((one, "first"), (through, "second")):
+        await ask(peer, "create_workspace", {"name": name})
+    for peer in (one, through):
+        assert "anonymous_workspaces_per_principal = 2" in await refused(peer, "create_workspace", {"name": "third"})
+    await ask(one, "delete_workspace", "first")
+    await ask(one, "create_workspace", {"name": "third"})
+    ada = await owned(scene)
+    for name in ("x", "y", "z"):
+        await ask(ada, "create_workspace", {"name": name})
+
+
+async def test_the_workspaces_of_users_without_an_account_are_bounded_exactly(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    scene = Scene(Limits(anonymous_workspaces=3, workspaces_per_principal=9), nursery, store=MemoryStore())
+    nursery.start_soon(partial(scene.broker.records.run, in_thread=False))
+    admin = scene.join("office/admin", principal=ADMIN, dialect=MODERN)
+    ada = await owned(scene)
+    await ask(ada, "create_workspace", {"name": "adas"})
+    one, two = stranger(scene, "one"), stranger(scene, "two")
+    for peer, name in ((one, "first"), (two, "second"), (one, "third")):
+        mock_clock.jump(1)
+        await ask(peer, "create_workspace", {"name": name})
+    scene.attach(scene.broker.admit(Credentials("in", "first", await in_workspace(one, "first"))))
+    home = two.session.address.workspace
+    await ask(two, "update_workspace", {"owners": [home]}, home)
+    there = set(scene.broker.registry.workspaces)
+    assert {"first", "third", "adas", "lab", home} < there
+    assert "second" not in there
+    await ask(admin, "update_workspace", {"persistent": True}, "third")
+    await ask(two, "create_workspace", {"name": "fourth"})
+    scene.attach(scene.broker.admit(Credentials("in", "fourth", await in_workspace(two, "fourth"))))
+    assert "anonymous_workspaces = 3" in await refused(one, "create_workspace", {"name": "fifth"})
+    scene = scene.restarted()
+    assert len(scene.broker.registry._of_strangers) == 4
+    assert len(scene.broker.registry.created_by(ada.session.principal.account)) == 2
+
+
+async def in_workspace(peer: Peer, name: str) -> Any:
+    return await ask(peer, "generate_token", {"workspace": name})
