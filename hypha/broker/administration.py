@@ -8,6 +8,8 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from hypha.broker.access import Action, Level, Principal, granted_level, level_in, may
 from hypha.broker.events import publish
 from hypha.broker.info import summary
@@ -26,6 +28,7 @@ _LISTS = ("owners", "allow_list", "deny_list")
 _MAX_LIST = 1000
 _MAX_ENTRY = 256  # characters of a user id or an e-mail address
 _MAX_LISTED = 1000  # workspaces in one answer
+_LOOKED_AT_ONCE = 100  # workspaces: a few milliseconds at most, where all lists are long
 _MAX_REASON = 100  # bytes; a close frame takes 123
 _WORKSPACE_KEYS = frozenset({*_LISTS, "permissions", "persistent", "visibility", "description"})
 #: Keys of WorkspaceInfo that users of the original pass and that mean nothing here.
@@ -74,18 +77,26 @@ class Administration:
             raise PermissionDenied(f"Permission denied for workspace {place.name}.")
         return place
 
-    def workspaces_of(self, principal: Principal, match: dict[str, Any]) -> list[dict[str, Any]]:
-        """Those that *principal* has a part in, and that have these values."""
-        own = (place for place in self._registry.workspaces.values() if level_in(principal, place) > Level.NONE)
-        shown = ("id", "name", "description", "read_only", "persistent", "owners")
-        listed = [{key: value for key, value in place.describe().items() if key in shown} for place in own]
-        return [entry for entry in listed if all(entry.get(key) == value for key, value in match.items())]
+    async def page_of(
+        self, principal: Principal, match: dict[str, Any], offset: int, limit: int
+    ) -> list[dict[str, Any]]:
+        """Workspaces that *principal* has a part in and that have the values of *match*, in the order of their making.
 
-    def page_of(self, principal: Principal, match: dict[str, Any], offset: int, limit: int) -> list[dict[str, Any]]:
-        """*limit* of them, at most 1000, from *offset* on. Raises :class:`InvalidArgument`."""
+        *limit* of them, at most 1000, from *offset* on. Others have their turn in between. Raises
+        :class:`InvalidArgument`.
+        """
         if not all(isinstance(number, int) and number >= 0 for number in (offset, limit)):
             raise InvalidArgument("'offset' and 'limit' must be whole numbers")
-        return self.workspaces_of(principal, match)[offset : offset + min(limit, _MAX_LISTED)]
+        found, end = list[dict[str, Any]](), offset + min(limit, _MAX_LISTED)
+        for number, place in enumerate(list(self._registry.workspaces.values())):
+            if number % _LOOKED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            if len(found) == end:
+                break
+            if level_in(principal, place) > Level.NONE:
+                entry = _entry(place)
+                found += [entry] if all(entry.get(key) == value for key, value in match.items()) else []
+        return found[offset:]
 
     def summary(self, place: Workspace) -> dict[str, Any]:
         """What is in the workspace."""
@@ -365,6 +376,12 @@ def _permissions(value: Any) -> dict[str, str]:
     if None in levels.values():
         raise InvalidArgument("permissions are read, read_write or admin, for each user")
     return {user: level.name.lower() for user, level in levels.items() if level is not None}
+
+
+def _entry(place: Workspace) -> dict[str, Any]:
+    """A workspace as it stands in lists."""
+    shown = ("id", "name", "description", "read_only", "persistent", "owners")
+    return {key: value for key, value in place.describe().items() if key in shown}
 
 
 def _require_owner(owners: list[str], denied: list[str]) -> None:

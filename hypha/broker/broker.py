@@ -402,7 +402,7 @@ class Broker:
         limit, name = ceiling(quota, "clients", self.limits.sessions_per_principal, "sessions_per_principal")
         # A quota is the person's; the limit is for each user that tokens were issued to, so that many can share one.
         if "clients" in quota:
-            connected = sum(1 for session in self.registry.sessions() if session.principal.account == principal.account)
+            connected = self.registry.connected(principal.account)
         else:
             connected = len(self.registry.sessions_of(principal.id))
         if connected >= limit:

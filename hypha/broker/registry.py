@@ -6,6 +6,7 @@ import difflib
 import itertools
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -113,6 +114,7 @@ class Registry:
         self._reserved = RESERVED_NAMES | frozenset(reserved)
         self._by_service_id: dict[str, dict[Service, None]] = {}
         self._by_principal: dict[str, dict[PeerSession, None]] = {}
+        self._by_account: Counter[str] = Counter()
         self._by_creator: dict[str, set[Workspace]] = {}
         self._of_strangers: set[Workspace] = set()
         self._order = itertools.count()
@@ -175,6 +177,8 @@ class Registry:
         Raises :class:`LimitExceeded` when all are used.
         """
         limit = self.limits.anonymous_workspaces
+        if len(self._of_strangers) < limit:
+            return
         of_strangers = [place for place in self._of_strangers if not place.persistent]
         if len(of_strangers) < limit:
             return
@@ -201,6 +205,7 @@ class Registry:
         workspace.members[session.address.client] = self.peers[session.name] = session
         workspace.idle_since = None
         self._by_principal.setdefault(session.principal.id, {})[session] = None
+        self._by_account[session.principal.account] += 1
 
     def remove(self, session: PeerSession) -> None:
         """Take a session and its services out. Does nothing when another generation has its place."""
@@ -214,6 +219,9 @@ class Registry:
             del same_principal[session]
             if not same_principal:
                 del self._by_principal[session.principal.id]
+            self._by_account[session.principal.account] -= 1
+            if not self._by_account[session.principal.account]:
+                del self._by_account[session.principal.account]
 
     def sessions(self) -> Iterator[PeerSession]:
         """Every client connected now."""
@@ -222,6 +230,10 @@ class Registry:
     def sessions_of(self, principal_id: str) -> Collection[PeerSession]:
         """The clients of one principal that are connected now."""
         return self._by_principal.get(principal_id, {}).keys()
+
+    def connected(self, account: str) -> int:
+        """How many clients are connected now that count against *account*."""
+        return self._by_account[account]
 
     # --- services ---------------------------------------------------------------------------------------------
 

@@ -534,3 +534,26 @@ async def test_the_workspaces_of_users_without_an_account_are_bounded_exactly(
 
 async def in_workspace(peer: Peer, name: str) -> Any:
     return await ask(peer, "generate_token", {"workspace": name})
+
+
+async def test_workspaces_are_listed_while_others_have_their_turn(live: Scene) -> None:
+    for number in range(1200):
+        live.workspace(f"w{number}").description = str(number % 2)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    page_of = live.broker.administration.page_of
+    async with trio.open_nursery() as others:
+        others.start_soon(count)
+        page = await page_of(ADMIN, {"description": "1"}, 2, 3)
+        assert turns > 5
+        others.cancel_scope.cancel()
+    assert [entry["name"] for entry in page] == ["w5", "w7", "w9"]
+    assert len(await page_of(ADMIN, {}, 0, 5000)) == 1000
+    assert await page_of(user("nobody"), {}, 0, 10) == []
+    assert await page_of(ADMIN, {}, 0, 0) == []
