@@ -87,6 +87,8 @@ class Limits:
     list_bytes: int = 4 * MIB
     subscriptions_per_session: int = 500
     workspaces_per_principal: int = 100
+    anonymous_workspaces: int = 1000
+    anonymous_workspaces_per_principal: int = 10
     service_types_bytes_per_workspace: int = 256 * KIB
     bookmarks_bytes_per_workspace: int = 64 * KIB
     environment_bytes_per_workspace: int = 64 * KIB

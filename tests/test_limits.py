@@ -117,6 +117,12 @@ TABLE = {
     "list_bytes": by("broker/test_registry.py::test_a_list_is_bounded_exactly", quiet="the list is shorter"),
     "subscriptions_per_session": by("broker/test_registry.py::test_the_subscriptions_of_a_session_are_bounded_exactly"),
     "workspaces_per_principal": by("broker/test_builtin.py::test_the_workspaces_of_one_user_are_bounded_exactly"),
+    "anonymous_workspaces": by(
+        "broker/test_administration.py::test_the_workspaces_of_users_without_an_account_are_bounded_exactly"
+    ),
+    "anonymous_workspaces_per_principal": by(
+        "broker/test_administration.py::test_the_workspaces_of_one_user_without_an_account_are_bounded_exactly"
+    ),
     "service_types_bytes_per_workspace": by("broker/test_service_types.py::test_the_types_are_bounded_exactly"),
     "bookmarks_bytes_per_workspace": by("broker/test_bookmarks.py::test_the_bookmarks_are_bounded_exactly"),
     "environment_bytes_per_workspace": by(

@@ -41,13 +41,13 @@ _LEVELS = {
 class Principal:
     """The authenticated user as policy sees it.
 
-    *grants*: workspace name -> level, what the token gives. *granted_by*: for those that its issuer had from the lists
-    of the workspace, under which names; such a grant is worth no more than these names still are. *home*: the workspace
-    that a token names as its own. *client*: the one client id that it may connect as, None for any. *expires_at*:
-    seconds since the epoch, None for what lives as long as its connection. *tokens*: the ids of the token that proved
-    it, which is the last, and of those through which that was issued; none for who came without. It says how somebody
-    came in, not who it is. *issuers*: the users through whom it was issued, the first one first; none for who is
-    nobody's child.
+    *grants*: workspace name -> level, what the token gives. *granted_by*: under which names its issuer had that from
+    the lists of the workspace, and it is worth no more than these names still are; :func:`itself` for one who needs no
+    list. *home*: the workspace that a token names as its own. *client*: the one client id that it may connect as, None
+    for any. *expires_at*: seconds since the epoch, None for what lives as long as its connection. *tokens*: the ids of
+    the token that proved it, which is the last, and of those through which that was issued; none for who came without.
+    It says how somebody came in, not who it is. *issuers*: the users through whom it was issued, the first one first;
+    none for who is nobody's child.
     """
 
     id: str
@@ -128,6 +128,8 @@ class WorkspacePolicy(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def identity(self) -> str: ...
+    @property
     def owners(self) -> Collection[str]: ...
     @property
     def allow_list(self) -> Collection[str]: ...
@@ -135,8 +137,6 @@ class WorkspacePolicy(Protocol):
     def deny_list(self) -> Collection[str]: ...
     @property
     def permissions(self) -> Mapping[str, str]: ...
-    @property
-    def forgotten(self) -> bool: ...
 
 
 class ServicePolicy(Protocol):
@@ -196,8 +196,18 @@ def granted_level(principal: Principal, workspace: WorkspacePolicy) -> Level:
     """The level that the token of *principal* gives, which is at most what is left of its issuer's."""
     granted = principal.grants.get(workspace.name, Level.NONE)
     issuer = principal.granted_by.get(workspace.name)
-    # The lists of a workspace that a restart has forgotten say nothing of what was there.
-    return granted if issuer is None or workspace.forgotten else min(granted, level_of(issuer, workspace))
+    if issuer is None:
+        # Nothing says that it was not made for a workspace that had the name before.
+        return Level.NONE if workspace.identity else granted
+    return granted if itself(workspace) in issuer else min(granted, level_of(issuer, workspace))
+
+
+def itself(workspace: WorkspacePolicy) -> str:
+    """What tells *workspace* from others of its name, in the place of the names of an issuer who needs no list.
+
+    No user has such a name.
+    """
+    return f"*{workspace.name}/{workspace.identity}"
 
 
 _NEEDED = {

@@ -85,7 +85,7 @@ class AdministrationFunctions:
         """The workspaces that the caller has a part in, or those of them that match a map."""
         if match is not None and not isinstance(match, dict):
             raise InvalidArgument("'match' must be a map")
-        return self._administration.page_of(call.principal, match or {}, offset, limit)
+        return await self._administration.page_of(call.principal, match or {}, offset, limit)
 
     async def set_permission(
         self, call: ServerCall, user: str, permission: str | None, workspace: str | None = None

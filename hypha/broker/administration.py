@@ -5,7 +5,10 @@ Every function takes the principal that asks, and asks :func:`hypha.broker.acces
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Any
+
+import trio
 
 from hypha.broker.access import Action, Level, Principal, granted_level, level_in, may
 from hypha.broker.events import publish
@@ -15,6 +18,7 @@ from hypha.broker.registry import Workspace
 from hypha.broker.tokens import is_user_id
 from hypha.errors import Conflict, InvalidArgument, LimitExceeded, NotFound, PermissionDenied
 from hypha.wire.address import MAX_NAME, PUBLIC_WORKSPACE, Address, parse_target
+from hypha.wire.calls import encode_value
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
@@ -24,6 +28,7 @@ _LISTS = ("owners", "allow_list", "deny_list")
 _MAX_LIST = 1000
 _MAX_ENTRY = 256  # characters of a user id or an e-mail address
 _MAX_LISTED = 1000  # workspaces in one answer
+_LOOKED_AT_ONCE = 100  # workspaces: a few milliseconds at most, where all lists are long
 _MAX_REASON = 100  # bytes; a close frame takes 123
 _WORKSPACE_KEYS = frozenset({*_LISTS, "permissions", "persistent", "visibility", "description"})
 #: Keys of WorkspaceInfo that users of the original pass and that mean nothing here.
@@ -72,18 +77,26 @@ class Administration:
             raise PermissionDenied(f"Permission denied for workspace {place.name}.")
         return place
 
-    def workspaces_of(self, principal: Principal, match: dict[str, Any]) -> list[dict[str, Any]]:
-        """Those that *principal* has a part in, and that have these values."""
-        own = (place for place in self._registry.workspaces.values() if level_in(principal, place) > Level.NONE)
-        shown = ("id", "name", "description", "read_only", "persistent", "owners")
-        listed = [{key: value for key, value in place.describe().items() if key in shown} for place in own]
-        return [entry for entry in listed if all(entry.get(key) == value for key, value in match.items())]
+    async def page_of(
+        self, principal: Principal, match: dict[str, Any], offset: int, limit: int
+    ) -> list[dict[str, Any]]:
+        """Workspaces that *principal* has a part in and that have the values of *match*, in the order of their making.
 
-    def page_of(self, principal: Principal, match: dict[str, Any], offset: int, limit: int) -> list[dict[str, Any]]:
-        """*limit* of them, at most 1000, from *offset* on. Raises :class:`InvalidArgument`."""
+        *limit* of them, at most 1000, from *offset* on. Others have their turn in between. Raises
+        :class:`InvalidArgument`.
+        """
         if not all(isinstance(number, int) and number >= 0 for number in (offset, limit)):
             raise InvalidArgument("'offset' and 'limit' must be whole numbers")
-        return self.workspaces_of(principal, match)[offset : offset + min(limit, _MAX_LISTED)]
+        found, end = list[dict[str, Any]](), offset + min(limit, _MAX_LISTED)
+        for number, place in enumerate(list(self._registry.workspaces.values())):
+            if number % _LOOKED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            if len(found) == end:
+                break
+            if level_in(principal, place) > Level.NONE:
+                entry = _entry(place)
+                found += [entry] if all(entry.get(key) == value for key, value in match.items()) else []
+        return found[offset:]
 
     def summary(self, place: Workspace) -> dict[str, Any]:
         """What is in the workspace."""
@@ -130,18 +143,25 @@ class Administration:
 
     def _create(self, principal: Principal, name: object, *, persistent: bool) -> Workspace:
         self._require_room(principal)
+        if principal.is_anonymous:
+            self._registry.make_room_for_stranger()
         if isinstance(name, str) and is_user_id(name) and name != principal.id:
             raise PermissionDenied("a name of this form is some user's own workspace; choose another")
         created = self._registry.create_workspace(name, persistent=persistent)
-        created.creator = principal.account
+        created.identity = secrets.token_urlsafe(12)
+        created.creator, created.of_stranger = principal.account, principal.is_anonymous
+        self._registry.count(created)
         created.idle_since = self._broker.now()
         return created
 
     def _require_room(self, principal: Principal) -> None:
-        quota, limit = self._broker.quotas.get(principal.account, {}), self._registry.limits.workspaces_per_principal
-        most, name = ceiling(quota, "workspaces", limit, "workspaces_per_principal")
-        created = sum(1 for place in self._registry.workspaces.values() if place.creator == principal.account)
-        if created >= most:
+        quota, limits = self._broker.quotas.get(principal.account, {}), self._registry.limits
+        if principal.is_anonymous:
+            limit, name = limits.anonymous_workspaces_per_principal, "anonymous_workspaces_per_principal"
+        else:
+            limit, name = limits.workspaces_per_principal, "workspaces_per_principal"
+        most, name = ceiling(quota, "workspaces", limit, name)
+        if len(self._registry.created_by(principal.account)) >= most:
             raise LimitExceeded(f"{name} = {most} workspaces are yours already")
 
     def update(self, principal: Principal, place: Workspace, config: object) -> Workspace:
@@ -175,12 +195,17 @@ class Administration:
 
     def _apply(self, principal: Principal, place: Workspace, settings: dict[str, Any]) -> None:
         """Change a workspace by settings that were checked. Raises :class:`InvalidArgument` before it has no owner."""
+        if place.name == PUBLIC_WORKSPACE and not settings.get("persistent", True):
+            raise InvalidArgument(f"the workspace {place.name} stays")
         changes = not {"owners", "deny_list"}.isdisjoint(settings)
         # What has none, as a workspace that is its user's own, can be changed all the same.
         if changes and not set(place.owners) <= set(place.deny_list):
             _require_owner(settings.get("owners", place.owners), settings.get("deny_list", place.deny_list))
+        if principal.is_anonymous and place.creator is None and settings.get("owners") and not place.of_stranger:
+            self._registry.make_room_for_stranger()
+            place.of_stranger = True
+            self._registry.count(place)
         place.owners = list(settings.get("owners", place.owners))
-        place.forgotten = place.forgotten and not place.owners
         place.allow_list = list(settings.get("allow_list", place.allow_list))
         place.deny_list = list(settings.get("deny_list", place.deny_list))
         place.permissions = dict(settings.get("permissions", place.permissions))
@@ -230,8 +255,9 @@ class Administration:
             raise InvalidArgument("a token is text")
         holder = self._broker.tokens.holder(token)
         if not self._may_end(principal, holder):
+            self._broker.tokens.verify(token)  # an id that the asker may not know of is as good as none
             raise PermissionDenied("a token is revoked by who holds or issued it, or administers its workspace")
-        self._broker.tokens.revoke(holder, principal.account)
+        self._broker.tokens.revoke(holder, principal)
 
     def tokens(self, principal: Principal, place: Workspace) -> list[dict[str, Any]]:
         """The tokens for *place* that *principal* may revoke, as far as they are remembered.
@@ -277,6 +303,7 @@ class Administration:
         """Refuse a user, and all that it has issued, from now on; its sessions end at once."""
         if not isinstance(user, str) or not 0 < len(user) <= _MAX_ENTRY:
             raise InvalidArgument("the user is an id or an e-mail address")
+        encode_value([user, reason])
         if user in principal.known_as:
             raise InvalidArgument("that is yourself")
         if reason is not None and not (isinstance(reason, str) and len(reason) <= _MAX_ENTRY):
@@ -298,6 +325,7 @@ class Administration:
         """Change the quota of a user, and return it."""
         if not isinstance(account, str) or not 0 < len(account) <= _MAX_ENTRY:
             raise InvalidArgument("the user is an id or an e-mail address")
+        encode_value(account)
         quota = changed(self._broker.quotas.get(account, {}), change, OF_USERS)
         self._ledger.quota(account, quota)
         self._broker.quotas[account] = quota
@@ -316,7 +344,7 @@ class Administration:
 
 
 def workspace_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Check settings of a workspace. Raises :class:`InvalidKey` or :class:`InvalidArgument`."""
+    """Check settings of a workspace, which can be kept then. Raises :class:`InvalidKey` or :class:`InvalidArgument`."""
     settings = {key: value for key, value in config.items() if key not in _IGNORED_KEYS and value is not None}
     for key, value in settings.items():
         if key not in _WORKSPACE_KEYS:
@@ -329,6 +357,7 @@ def workspace_settings(config: dict[str, Any]) -> dict[str, Any]:
         raise InvalidArgument("visibility of a workspace must be public or protected")
     if not isinstance(settings.get("description", ""), str):
         raise InvalidArgument("description must be text")
+    encode_value(settings)
     return settings
 
 
@@ -347,6 +376,12 @@ def _permissions(value: Any) -> dict[str, str]:
     if None in levels.values():
         raise InvalidArgument("permissions are read, read_write or admin, for each user")
     return {user: level.name.lower() for user, level in levels.items() if level is not None}
+
+
+def _entry(place: Workspace) -> dict[str, Any]:
+    """A workspace as it stands in lists."""
+    shown = ("id", "name", "description", "read_only", "persistent", "owners")
+    return {key: value for key, value in place.describe().items() if key in shown}
 
 
 def _require_owner(owners: list[str], denied: list[str]) -> None:

@@ -73,6 +73,9 @@ class Issued:
         self._records = records or Records()
         self._tokens: dict[str, IssuedToken] = {}
         self._by_account: dict[str, dict[str, None]] = {}
+        #: Accounts by how many tokens they have, and how many those have that have the most.
+        self._by_count: dict[int, dict[str, None]] = {}
+        self._most = 0
         self._by_workspace: dict[str, dict[str, None]] = {}
         self._ends: list[tuple[float, str]] = []
 
@@ -88,12 +91,13 @@ class Issued:
         return self._tokens.get(token_id)
 
     def add(self, token: IssuedToken) -> None:
-        """Remember a token; the oldest of its user, or of all, is forgotten when there is no room."""
+        """Remember a token; when there is no room, the oldest of its user is forgotten, or of who has the most."""
         own = self._by_account.get(token.holder.account, {})
         if len(own) >= self._limits.listed_tokens_per_principal:
             self.discard(next(iter(own)))
         elif len(self._tokens) >= self._limits.listed_tokens:
-            self.discard(next(iter(self._tokens)))
+            largest = next(iter(self._by_count[self._most]))
+            self.discard(next(iter(self._by_account[largest])))
         self._records.put(ISSUED, token.id, token.record())
         self.restore(token)
 
@@ -102,6 +106,7 @@ class Issued:
         self._tokens[token.id] = token
         for index, key in self._places(token):
             index.setdefault(key, {})[token.id] = None
+        self._count(token.holder.account, 1)
         heapq.heappush(self._ends, (token.expires_at, token.id))
 
     def discard(self, token_id: str) -> None:
@@ -114,6 +119,23 @@ class Issued:
             del index[key][token_id]
             if not index[key]:
                 del index[key]
+        self._count(token.holder.account, -1)
+        # Those that were forgotten before they have expired.
+        if len(self._ends) > 2 * len(self._tokens):
+            self._ends = [(known.expires_at, known.id) for known in self._tokens.values()]
+            heapq.heapify(self._ends)
+
+    def _count(self, account: str, more: int) -> None:
+        """*account* has one token *more*, or one less."""
+        count = len(self._by_account.get(account, ()))
+        same = self._by_count.get(count - more, {})
+        same.pop(account, None)
+        if not same:
+            self._by_count.pop(count - more, None)
+        if count:
+            self._by_count.setdefault(count, {})[account] = None
+        if count > self._most or self._most not in self._by_count:
+            self._most = count
 
     def _places(self, token: IssuedToken) -> Iterator[tuple[dict[str, dict[str, None]], str]]:
         yield self._by_account, token.holder.account

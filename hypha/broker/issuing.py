@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hypha.broker.access import ADMIN_ROLE, Level, Principal, granted_level, level_in
+from hypha.broker.access import ADMIN_ROLE, Level, Principal, granted_level, itself, level_in
 from hypha.broker.tokens import Tokens, new_user_id
 from hypha.config import Limits
 from hypha.errors import InvalidArgument, LimitExceeded, PermissionDenied
@@ -57,14 +57,14 @@ def grant(broker: Broker, issuer: Principal, name: str, wanted: Level | None = N
 
 
 def granted_by(broker: Broker, issuer: Principal, grants: Mapping[str, Level]) -> dict[str, tuple[str, ...]]:
-    """Under which names the lists of the workspaces give *issuer* what it grants; none for what its own token gives."""
+    """Under which names the lists of the workspaces give *issuer* what it grants, or gave it to its own issuer."""
     found = dict[str, tuple[str, ...]]()
     for name, level in grants.items():
         workspace = broker.registry.workspaces[name]
         if granted_level(issuer, workspace) >= level:
             found |= {key: names for key, names in issuer.granted_by.items() if key == name}
-        elif not issuer.is_admin:
-            found[name] = issuer.names
+        else:
+            found[name] = (itself(workspace),) if issuer.is_admin else issuer.names
     return found
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
+from hypha.broker.access import Principal
 from hypha.broker.records import Records
 from hypha.config import Limits
 from hypha.errors import LimitExceeded
@@ -18,9 +19,9 @@ REVOKED, BLOCKED = "revoked", "blocked"
 class Revocations:
     """The ids of revoked tokens, each until its token would have expired by itself, and blocked users.
 
-    One is never forgotten earlier to make room: when there is none, revoking fails and says so. A user, by id or e-mail
-    address, is blocked until that is taken back: *blocked* tells when that was, in seconds since the epoch, and why.
-    Both are kept in *records*, ids and no secrets.
+    One is never forgotten earlier to make room: when there is none, revoking fails and says so, but for administrators
+    of the server. A user, by id or e-mail address, is blocked until that is taken back: *blocked* tells when that was,
+    in seconds since the epoch, and why. Both are kept in *records*, ids and no secrets.
     """
 
     def __init__(self, limits: Limits, records: Records | None = None) -> None:
@@ -34,20 +35,27 @@ class Revocations:
     def __len__(self) -> int:
         return len(self._owners)
 
-    def add(self, token: str, owner: str, until: float) -> None:
-        """Revoke the token of that id until *until*, in seconds since the epoch. It counts against *owner*.
+    def add(self, token: str, principal: Principal, until: float) -> None:
+        """Revoke the token of that id until *until*, in seconds since the epoch. It counts against *principal*.
 
         Raises :class:`LimitExceeded`.
         """
         if token in self._owners:
             return
-        if self._counts[owner] >= self._limits.revoked_tokens_per_principal:
-            limit = self._limits.revoked_tokens_per_principal
+        if not principal.is_admin:
+            self._require_room(principal)
+        self._records.put(REVOKED, token, [principal.account, until], firm=True)
+        self._enter(token, principal.account, until)
+
+    def _require_room(self, principal: Principal) -> None:
+        limit = self._limits.revoked_tokens_per_principal
+        if self._counts[principal.account] >= limit:
             raise LimitExceeded(f"revoked_tokens_per_principal = {limit} tokens are revoked already; let them expire")
-        if len(self._owners) >= self._limits.revoked_tokens:
-            raise LimitExceeded(f"revoked_tokens = {self._limits.revoked_tokens} tokens are revoked already")
-        self._records.put(REVOKED, token, [owner, until], firm=True)
-        self._enter(token, owner, until)
+        # Whoever comes is somebody new without an account: together these leave room for others.
+        limit, share = self._limits.revoked_tokens, 2 if principal.is_anonymous else 1
+        if len(self._owners) * share >= limit:
+            part = " / 2" if principal.is_anonymous else ""
+            raise LimitExceeded(f"revoked_tokens{part} = {limit // share} tokens are revoked already")
 
     def restore(self, token: str, owner: str, until: float) -> None:
         """Enter one that an earlier process has kept, whatever the limits are now."""

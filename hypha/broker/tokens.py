@@ -112,17 +112,17 @@ class Tokens:
         address = Address(str(claims.get("ws")), str(claims.get("cid")))
         return Resumption(address, _principal(claims), str(claims.get("ses")))
 
-    def revoke(self, principal: Principal, owner: str) -> None:
+    def revoke(self, principal: Principal, by: Principal) -> None:
         """Let the token that proved *principal* be refused from now on, and whatever was issued through it.
 
-        It is remembered until the token would have expired, and counts against *owner*. Raises
+        It is remembered until the token would have expired, and counts against *by*. Raises
         :class:`LimitExceeded`.
         """
         if principal.tokens[-1].startswith(_LIVING):
             self.end(principal.tokens[-1])
             return
         assert principal.expires_at is not None, "it was proved by a token, which ends"
-        self.revocations.add(principal.tokens[-1], owner, principal.expires_at + _CLOCK_SKEW)
+        self.revocations.add(principal.tokens[-1], by, principal.expires_at + _CLOCK_SKEW)
         self.issued.discard(principal.tokens[-1])
 
     def is_revoked(self, principal: Principal) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import trio
 
-from hypha.broker.access import ROOT, Level, Principal
+from hypha.broker.access import ROOT, Level, Principal, itself
 from hypha.broker.broker import Broker
 from hypha.errors import ConfigError, HyphaError
 
@@ -71,12 +71,14 @@ class BrokerHost:
                 raise ConfigError(f"services cannot start in the workspace {name}: {error}") from None
 
     def issue(self, workspace: str, user: str, level: Level = Level.READ_WRITE) -> tuple[str, str]:
+        place = self._broker.registry.workspaces.get(workspace)
         principal = Principal(
             id=user,
             is_anonymous=False,
             parent=ROOT.id,
             grants={workspace: level},
             home=workspace,
+            granted_by={} if place is None else {workspace: (itself(place),)},
         )
         return self._broker.tokens.issue_living(principal)
 

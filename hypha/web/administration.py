@@ -7,7 +7,6 @@ Who that is, and what it may do, is asked when the body has come, which can take
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
@@ -23,6 +22,7 @@ from hypha.broker.issuing import issue, scopes
 from hypha.broker.registry import Workspace
 from hypha.config import KIB
 from hypha.errors import InvalidArgument, NotAuthenticated, PermissionDenied, UnsupportedContent
+from hypha.web.bodies import parse_json
 from hypha.web.http import JSON, bearer_token
 from hypha.web.listing import entries, hidden
 from hypha.wire.address import PUBLIC_WORKSPACE
@@ -182,7 +182,10 @@ def _add_tokens(app: QuartTrio, asker: _AskerOf, kept: _Kept) -> None:
     @kept
     async def revoke_token() -> tuple[str, int]:
         token, who = (await _body()).get("token"), asker()
-        who.administration.revoke(who.principal, token)
+        try:
+            who.administration.revoke(who.principal, token)
+        except NotAuthenticated as error:
+            raise InvalidArgument(f"the token in the body: {error}") from error  # the asker's own is good
         return "", 204
 
 
@@ -225,15 +228,12 @@ def _add_users(app: QuartTrio, asker: _AskerOf, kept: _Kept) -> None:
 
 async def _body() -> dict[str, Any]:
     """The body, a map in JSON; nothing at all is an empty one. Raises :class:`InvalidArgument`."""
-    data = await request.get_data()
+    data = cast(bytes, await request.get_data())
     if not data:
         return {}
     if request.mimetype != JSON.decode():
         raise UnsupportedContent("send a map as application/json")
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument("the body is no JSON") from error
+    value = parse_json(data, "the body")
     if not isinstance(value, dict):
         raise InvalidArgument("the body must be a map")
     return value

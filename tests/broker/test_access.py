@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from hypha.broker.access import ROOT, Action, Level, Principal, level_in, may
+from hypha.broker.access import ROOT, Action, Level, Principal, itself, level_in, may
 
 JOIN, READ, WRITE, ADMINISTER = Action.JOIN, Action.READ, Action.WRITE, Action.ADMINISTER
 LIST, CALL = Action.LIST_SERVICE, Action.CALL_SERVICE
@@ -17,7 +17,7 @@ class Place:
     """A workspace as policy sees it."""
 
     name: str = "lab"
-    forgotten: bool = False
+    identity: str = ""
     owners: list[str] = field(default_factory=lambda: ["owner", "owner@lab.org"])
     allow_list: list[str] = field(default_factory=lambda: ["guest", "guest@lab.org"])
     deny_list: list[str] = field(default_factory=lambda: ["banned", "banned@lab.org"])
@@ -113,11 +113,15 @@ def test_the_level_decides_what_may_be_done_in_a_workspace() -> None:
             assert may(principal, action, Place()).allowed == (action in opens), action
 
 
-def test_a_token_is_worth_what_it_says_where_a_restart_has_forgotten_who_may() -> None:
-    forgotten = Place(owners=[], forgotten=True)
-    assert level_in(child("former", by="former", lab=Level.READ_WRITE), forgotten) is Level.READ_WRITE
-    assert level_in(child("banned", by="former", lab=Level.READ_WRITE), forgotten) is Level.NONE
-    assert level_in(child("former", by="former", lab=Level.READ_WRITE), Place(owners=[])) is Level.NONE
+def test_a_token_is_for_one_workspace_and_not_for_the_next_of_its_name() -> None:
+    first, second = Place(identity="one"), Place(identity="two")
+    token = child("admin", by=itself(first), lab=Level.READ_WRITE)
+    assert [level_in(token, place) for place in (first, second, Place())] == [Level.READ_WRITE, Level.NONE, Level.NONE]
+    # From before workspaces had an identity.
+    token = child("admin", lab=Level.READ_WRITE)
+    assert [level_in(token, place) for place in (first, Place())] == [Level.NONE, Level.READ_WRITE]
+    assert level_in(child("admin", by=itself(Place()), lab=Level.READ), Place()) is Level.READ
+    assert level_in(child("banned", by=itself(first), lab=Level.READ), first) is Level.NONE
 
 
 def test_a_user_is_counted_with_those_to_whom_it_has_issued_tokens() -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from hypha.broker.access import Level, Principal
 from hypha.broker.broker import Credentials
 from hypha.broker.issuing import admin_token
 from hypha.broker.tokens import Tokens
 from hypha.config import Limits
-from hypha.errors import LimitExceeded, NotAuthenticated, PermissionDenied
+from hypha.errors import InvalidArgument, LimitExceeded, NotAuthenticated, PermissionDenied
 from hypha.wire.dialect import LEGACY, MODERN, Dialect
 from tests.broker.managing import MANAGER
-from tests.broker.memory import KEY, Peer, Rejected, Scene
+from tests.broker.memory import KEY, MemoryStore, Peer, Rejected, Scene
 
 pytestmark = pytest.mark.deadline(20)
 
@@ -101,6 +103,28 @@ async def test_a_wrong_change_is_refused_and_changes_nothing(live: Scene, config
     assert live.workspace("lab").describe() == before
 
 
+async def test_text_that_cannot_be_kept_is_refused_and_changes_nothing(live: Scene) -> None:
+    half = "\ud800"
+    ada, lab, administration = await owned(live), live.workspace("lab"), live.broker.administration
+    principal, before = ada.session.principal, lab.describe()
+    for config in ({"description": half, "deny_list": ["bob"]}, {"allow_list": [half]}, {"permissions": {half: "r"}}):
+        with pytest.raises(InvalidArgument, match="surrogates not allowed"):
+            administration.update(principal, lab, config)
+        with pytest.raises(InvalidArgument, match="surrogates not allowed"):
+            administration.create(principal, {"name": "new", **config})
+    for change in (
+        partial(administration.set_permission, principal, lab, half, "read"),
+        partial(administration.block, ADMIN, half),
+        partial(administration.block, ADMIN, "bob", half),
+        partial(administration.set_user_quota, half, {"clients": 1}),
+    ):
+        with pytest.raises(InvalidArgument, match="surrogates not allowed"):
+            change()
+    assert lab.describe() == before
+    assert set(live.broker.registry.workspaces) == {"lab", "public"}
+    assert (administration.blocked(), live.broker.quotas) == ([], {})
+
+
 async def test_a_workspace_is_given_away_and_never_left_to_nobody(live: Scene) -> None:
     ada = await owned(live)
     await ask(ada, "update_workspace", {"owners": ["ada", "bob"]})
@@ -164,6 +188,23 @@ async def test_a_token_for_a_workspace_is_nothing_in_the_next_one_of_that_name(l
         live.broker.admit(Credentials("guest", "lab", token))
 
 
+async def test_a_token_of_an_administrator_of_the_server_is_nothing_in_the_next_one_of_that_name(live: Scene) -> None:
+    ada = await owned(live)
+    admin = live.join("start/admin", principal=ADMIN, dialect=MODERN)
+    token = await ask(admin, "generate_token", {"workspace": "lab", "permission": "admin"})
+    guest = live.attach(live.broker.admit(Credentials("guest", "lab", token)), dialect=MODERN)
+    through = await ask(guest, "generate_token")
+    live.broker.admit(Credentials("child", "lab", through))
+    ada.leave()
+    await ask(admin, "delete_workspace", "lab")
+    bob = live.join("start/bob", principal=user("bob", start=Level.READ), dialect=MODERN)
+    await ask(bob, "create_workspace", {"name": "lab"})
+    for text in (token, through):
+        with pytest.raises(PermissionDenied):
+            live.broker.admit(Credentials("guest", "lab", text))
+    assert await ask(bob, "list_tokens", "lab") == []
+
+
 async def test_a_token_for_somebodys_own_workspace_loses_what_its_issuer_loses(live: Scene) -> None:
     ada = live.attach(live.broker.admit(Credentials("ada")), dialect=MODERN)
     home = ada.session.address.workspace
@@ -177,25 +218,35 @@ async def test_a_token_for_somebodys_own_workspace_loses_what_its_issuer_loses(l
         live.broker.admit(Credentials("guest", home, token))
 
 
-async def test_who_returns_after_a_restart_is_let_in_until_somebody_owns_the_workspace(live: Scene) -> None:
+async def test_a_workspace_that_is_gone_is_not_made_again_by_who_was_in_it(live: Scene) -> None:
     ada = await owned(live)
     await ask(ada, "set_permission", "bob", "read")
     bob = live.join("lab/bob", principal=user("bob"), dialect=MODERN)
-    token = await ask(bob, "generate_token", {"permission": "read"})
-    returning = []
-    for name in ("one", "two"):
-        peer = live.attach(live.broker.admit(Credentials(name, "lab", token)))
-        returning.append(live.broker.resumption_token(peer.session))
+    guest = live.attach(live.broker.admit(Credentials("guest", "lab", await ask(bob, "generate_token"))))
+    returning = live.broker.resumption_token(guest.session)
     after = Scene(nursery=live.nursery)
-    one, two = (
-        after.attach(after.broker.admit(Credentials(name, reconnection_token=text)))
-        for name, text in zip(("one", "two"), returning, strict=True)
-    )
-    assert one.session.open
-    admin = after.join("office/admin", principal=ADMIN, dialect=MODERN)
-    await ask(admin, "update_workspace", {"owners": ["ada"]}, "lab")
-    assert not one.session.open
-    assert not two.session.open
+    with pytest.raises(PermissionDenied, match="Permission denied for workspace lab"):
+        after.broker.admit(Credentials("guest", reconnection_token=returning))
+    assert set(after.broker.registry.workspaces) == {"public"}
+
+
+async def test_who_loses_its_level_while_its_connection_is_lost_does_not_come_back(live: Scene) -> None:
+    ada = await owned(live)
+    await ask(ada, "set_permission", "bob", "read_write")
+    bob = live.join("lab/bob", principal=user("bob"), dialect=MODERN)
+    token = await ask(bob, "generate_token")
+    guest = live.attach(live.broker.admit(Credentials("guest", "lab", token)))
+    mine = live.attach(live.broker.admit(Credentials("mine", "lab", await ask(ada, "generate_token"))))
+    returning = live.broker.resumption_token(guest.session)
+    for peer in (guest, mine):
+        peer.leave(clean=False)
+    await ask(ada, "set_permission", "bob", None)
+    lab = live.broker.registry.workspaces["lab"]
+    assert list(lab.parked) == ["mine"]
+    await ask(ada, "set_permission", "bob", "read_write")
+    with pytest.raises(NotAuthenticated, match="the session has ended"):
+        live.broker.admit(Credentials("guest", reconnection_token=returning))
+    live.broker.admit(Credentials("guest", "lab", token))
 
 
 async def test_who_is_denied_takes_all_that_came_from_it_along(live: Scene) -> None:
@@ -402,3 +453,107 @@ async def test_a_wrong_quota_is_refused_and_changes_nothing(live: Scene, quota: 
     await ask(admin, "set_quota", {"clients": 5}, user="ada")
     assert "quota" in await refused(admin, "set_quota", quota, user="ada")
     assert live.broker.quotas == {"ada": {"clients": 5}}
+
+
+async def test_the_workspace_of_the_server_stays(live: Scene) -> None:
+    admin = live.join("office/admin", principal=ADMIN, dialect=MODERN)
+    assert "the workspace public stays" in await refused(admin, "update_workspace", {"persistent": False}, "public")
+    public = live.workspace("public")
+    assert public.persistent
+    await ask(admin, "update_workspace", {"persistent": True, "description": "ours"}, "public")
+    public.persistent = False  # as an earlier version let it be
+    live.broker.registry.drop_if_unused(public)
+    assert live.workspace("public") is public
+
+
+async def test_who_comes_back_to_nothing_is_counted_as_new(nursery: trio.Nursery) -> None:
+    scene = Scene(Limits(sessions_per_principal=2, suspended_per_principal=2), nursery)
+    ada = user("ada", lab=Level.READ_WRITE)
+    returning = {}
+    for name in ("a", "b", "c", "d"):
+        peer = scene.join(f"lab/{name}", principal=ada)
+        returning[name] = scene.broker.resumption_token(peer.session)
+        peer.leave(clean=False)
+    back = [
+        scene.attach(scene.broker.admit(Credentials(name, reconnection_token=returning[name]))) for name in ("c", "d")
+    ]
+    again = scene.broker.resumption_token(back[0].session)
+    scene.attach(scene.broker.admit(Credentials("c", reconnection_token=again)))  # in the place of itself
+    with pytest.raises(LimitExceeded, match="sessions_per_principal = 2"):
+        scene.attach(scene.broker.admit(Credentials("a", reconnection_token=returning["a"])))
+    assert len(scene.broker.registry.sessions_of("ada")) == 2
+
+
+def stranger(scene: Scene, client: str) -> Peer:
+    return scene.attach(scene.broker.admit(Credentials(client)), dialect=MODERN)
+
+
+async def test_the_workspaces_of_one_user_without_an_account_are_bounded_exactly(nursery: trio.Nursery) -> None:
+    scene = Scene(Limits(anonymous_workspaces_per_principal=2), nursery)
+    one = stranger(scene, "one")
+    through = scene.attach(
+        scene.broker.admit(Credentials("two", token=await ask(one, "generate_token"))), dialect=MODERN
+    )
+    for peer, name in ((one, "first"), (through, "second")):
+        await ask(peer, "create_workspace", {"name": name})
+    for peer in (one, through):
+        assert "anonymous_workspaces_per_principal = 2" in await refused(peer, "create_workspace", {"name": "third"})
+    await ask(one, "delete_workspace", "first")
+    await ask(one, "create_workspace", {"name": "third"})
+    ada = await owned(scene)
+    for name in ("x", "y", "z"):
+        await ask(ada, "create_workspace", {"name": name})
+
+
+async def test_the_workspaces_of_users_without_an_account_are_bounded_exactly(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    scene = Scene(Limits(anonymous_workspaces=3, workspaces_per_principal=9), nursery, store=MemoryStore())
+    nursery.start_soon(partial(scene.broker.records.run, in_thread=False))
+    admin = scene.join("office/admin", principal=ADMIN, dialect=MODERN)
+    ada = await owned(scene)
+    await ask(ada, "create_workspace", {"name": "adas"})
+    one, two = stranger(scene, "one"), stranger(scene, "two")
+    for peer, name in ((one, "first"), (two, "second"), (one, "third")):
+        mock_clock.jump(1)
+        await ask(peer, "create_workspace", {"name": name})
+    scene.attach(scene.broker.admit(Credentials("in", "first", await in_workspace(one, "first"))))
+    home = two.session.address.workspace
+    await ask(two, "update_workspace", {"owners": [home]}, home)
+    there = set(scene.broker.registry.workspaces)
+    assert {"first", "third", "adas", "lab", home} < there
+    assert "second" not in there
+    await ask(admin, "update_workspace", {"persistent": True}, "third")
+    await ask(two, "create_workspace", {"name": "fourth"})
+    scene.attach(scene.broker.admit(Credentials("in", "fourth", await in_workspace(two, "fourth"))))
+    assert "anonymous_workspaces = 3" in await refused(one, "create_workspace", {"name": "fifth"})
+    scene = scene.restarted()
+    assert len(scene.broker.registry._of_strangers) == 4
+    assert len(scene.broker.registry.created_by(ada.session.principal.account)) == 2
+
+
+async def in_workspace(peer: Peer, name: str) -> Any:
+    return await ask(peer, "generate_token", {"workspace": name})
+
+
+async def test_workspaces_are_listed_while_others_have_their_turn(live: Scene) -> None:
+    for number in range(1200):
+        live.workspace(f"w{number}").description = str(number % 2)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    page_of = live.broker.administration.page_of
+    async with trio.open_nursery() as others:
+        others.start_soon(count)
+        assert len(await page_of(ADMIN, {}, 0, 5000)) == 1000
+        assert turns > 5
+        others.cancel_scope.cancel()
+    page = await page_of(ADMIN, {"description": "1"}, 2, 3)
+    assert [entry["name"] for entry in page] == ["w5", "w7", "w9"]
+    assert await page_of(user("nobody"), {}, 0, 10) == []
+    assert await page_of(ADMIN, {}, 0, 0) == []

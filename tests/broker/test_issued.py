@@ -67,7 +67,8 @@ async def test_who_administers_sees_all_and_others_what_comes_from_them(live: Sc
     assert {item["user"] for item in await ask(one, "list_tokens")} == {users[one], "one"}
     assert {item["user"] for item in await ask(two, "list_tokens")} == {users[two], "two"}
     (foreign,) = [item for item in await ask(admin, "list_tokens") if item["user"] == users[two]]
-    assert "holds or issued it" in await refused(one, "revoke_token", foreign["id"])
+    unknown = await refused(one, "revoke_token", "unknown")
+    assert await refused(one, "revoke_token", foreign["id"]) == unknown
     both = Principal("both", False, grants={"lab": Level.READ, "far": Level.READ})
     live.broker.tokens.issue(both, expires_in=60)
     assert "both" not in {item["user"] for item in await ask(admin, "list_tokens")}
@@ -86,6 +87,30 @@ def test_the_listed_tokens_are_bounded_exactly() -> None:
     assert [item.id for item in issued.of("lab")] == ["b", "c", "d"]
     issued.add(token("e", "three"))
     assert [item.id for item in issued.of("lab")] == ["c", "d", "e"]
+
+
+def test_who_has_the_most_makes_room_for_others() -> None:
+    issued = Issued(Limits(listed_tokens=8, listed_tokens_per_principal=3))
+    issued.add(token("mine", "one"))
+    for stranger in range(4):
+        for number in range(3):
+            issued.add(token(f"{stranger}-{number}", f"stranger-{stranger}"))
+    assert len(issued) == 8
+    assert issued.get("mine") is not None
+    for name in [item.id for item in issued.of("lab")]:
+        issued.discard(name)
+    issued.add(token("again", "one"))
+    assert [item.id for item in issued.of("lab")] == ["again"]
+
+
+def test_tokens_that_live_for_long_leave_nothing_when_they_are_forgotten() -> None:
+    issued = Issued(Limits(listed_tokens_per_principal=10))
+    for number in range(1000):
+        issued.add(token(f"t{number}", "one", 2**39))
+    assert len(issued._ends) <= 2 * len(issued) == 20
+    for number in range(1000):
+        issued.discard(f"t{number}")
+    assert len(issued._ends) == 0
 
 
 def test_a_token_is_forgotten_when_it_has_expired() -> None:

@@ -97,7 +97,7 @@ async def test_a_token_that_is_made_lets_in_what_it_says(
     for wrong in ({"scopes": ["other"]}, {"workspace": "other"}, {"permission": "all"}, {"expires_in": -1}):
         assert (await ask(stack, "POST", "/workspaces/lab/tokens", wrong)).status == 400
     assert (await ask(stack, "POST", "/api/tokens/revoke", {"token": token})).status == 204
-    assert (await ask(stack, "POST", "/api/tokens/revoke", {"token": token})).status == 401
+    assert (await ask(stack, "POST", "/api/tokens/revoke", {"token": token})).status == 400
     with trio.fail_after(5):
         await peer.ended.wait()
     assert peer.closed == Closed(1008, "the token was revoked")
@@ -147,13 +147,23 @@ async def test_an_administrator_blocks_and_bounds_users(
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"", 400), (b"{", 400), (b"[]", 400), (b'"x"', 400), (b"\xff\xfe\x00", 400), (b"[" * 50_000, 400)],
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b'"x"', 400),
+        (b"\xff\xfe\x00", 400),
+        (b"[" * 50_000, 400),
+        (b'{"name": "lab", "description": "\\ud800"}', 400),
+        (b'{"name": "lab", "description": "\xed\xa0\x80"}', 400),
+    ],
 )
 async def test_a_body_that_is_no_map_is_refused(
     stack: MemoryStack, body: bytes, status: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     answer = await ask(stack, "POST", "/workspaces", body)
     assert (answer.status, answer.json()["success"]) == (status, False)
+    assert set(stack.broker.registry.workspaces) == {"public"}
 
 
 async def test_a_body_is_json_and_of_64_kib_at_most(stack: MemoryStack, autojump_clock: trio.testing.MockClock) -> None:
@@ -162,3 +172,20 @@ async def test_a_body_is_json_and_of_64_kib_at_most(stack: MemoryStack, autojump
     assert (await ask(stack, "POST", "/workspaces", exact + b" ")).status == 413
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     assert (await http(stack, "/workspaces", "POST", form, b"name=lab")).status == 415
+
+
+async def test_a_bad_token_in_the_body_says_nothing_of_the_askers(
+    stack: MemoryStack, autojump_clock: trio.testing.MockClock
+) -> None:
+    await ask(stack, "POST", "/workspaces", {"name": "lab"})
+    await ask(stack, "POST", "/workspaces/lab/tokens", {})
+    (known,) = (await ask(stack, "GET", "/workspaces/lab/tokens")).json()
+    stranger = Principal("stranger", is_anonymous=False)
+    unknown, foreign = [
+        await ask(stack, "POST", "/api/tokens/revoke", {"token": text}, principal=stranger)
+        for text in ("unknown", known["id"])
+    ]
+    assert (unknown.status, unknown.detail) == (foreign.status, foreign.detail)
+    assert (unknown.status, "the token in the body" in unknown.detail) == (400, True)
+    nobody = await http(stack, "/api/tokens/revoke", "POST", {"Authorization": "Bearer x", "Content-Length": "0"})
+    assert nobody.status == 401

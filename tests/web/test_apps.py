@@ -21,6 +21,7 @@ from trio.testing import (
 )
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
+from hypha.broker.access import ROOT
 from hypha.client import Server
 from hypha.config import Config, Limits
 from hypha.web import mount
@@ -977,7 +978,7 @@ async def test_a_token_that_ends_ends_the_websocket(autojump_clock: MockClock, p
     await place.offer(echo_socket, "protected")
     token = await place.server.generate_token()
     socket = await opened(place, headers={"Authorization": f"Bearer {token}"})
-    place.stack.broker.tokens.revoke(place.stack.broker.authenticate(token), "somebody")
+    place.stack.broker.tokens.revoke(place.stack.broker.authenticate(token), ROOT)
     assert (await socket.closed()).code == 1008
     await socket.stream.aclose()
 
@@ -986,7 +987,7 @@ async def test_a_token_that_ends_ends_an_answer(autojump_clock: MockClock, place
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(starts())
         await send(body(b"first", more=True))
-        place.stack.broker.tokens.revoke(place.stack.broker.authenticate(token), "somebody")
+        place.stack.broker.tokens.revoke(place.stack.broker.authenticate(token), ROOT)
         await send(body(b"second", more=True))
 
     await place.offer(app, "protected")
