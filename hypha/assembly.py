@@ -13,6 +13,7 @@ import trio
 from quart_trio import QuartTrio
 
 from hypha.accounts.people import People
+from hypha.apps.found import require_playwright
 from hypha.apps.page import HEADERS
 from hypha.apps.service import DESCRIPTION, Apps
 from hypha.banner import say
@@ -24,8 +25,9 @@ from hypha.launch.launcher import Launcher
 from hypha.launch.plan import read_plan
 from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
+from hypha.memory import Spare
 from hypha.store import DataDir, Documents, State, open_data_dir, open_state
-from hypha.web import accounts, app_pages, assets, guard, listing, login, shares
+from hypha.web import accounts, administration, app_pages, assets, guard, listing, login, shares
 from hypha.web.apps import Apps as Mounts
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
@@ -50,6 +52,8 @@ class Assembly:
     def __init__(self, config: Config) -> None:
         """Raises :class:`hypha.errors.ConfigError` for what is to start with the server and cannot."""
         self.config = config
+        if config.enable_server_apps:
+            require_playwright()
         self._plan = read_plan(config.services_config, config.startup_functions)
         self._launcher: Launcher | None = None
         self._door: guard.Door | None = None
@@ -64,7 +68,7 @@ class Assembly:
         self._done = trio.Event()
         self._app = create_app(self)
         assets.add_routes(self._app)
-        for pages_of in (listing, login):
+        for pages_of in (listing, login, administration):
             pages_of.add_routes(self._app, lambda: self._open_rooms().broker)
         for pages_with_people in (accounts, shares):
             pages_with_people.add_routes(
@@ -240,6 +244,7 @@ def _server_id(key: bytes) -> str:
 
 async def _sweep(rooms: Rooms) -> None:
     """The clock of everything that has a deadline: one task for all."""
+    spare = Spare()
     while True:
         await trio.sleep(_SWEEP_SECONDS)
         rooms.connections.sweep(trio.current_time())
@@ -247,6 +252,7 @@ async def _sweep(rooms: Rooms) -> None:
         rooms.people.sweep(trio.current_time())
         if rooms.apps is not None:
             rooms.apps.sweep(trio.current_time())
+        spare.sweep()
 
 
 def build(config: Config) -> Assembly:

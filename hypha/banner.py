@@ -32,6 +32,12 @@ def say(text: str) -> None:
         print(lines, end="", file=sys.stderr, flush=True)  # noqa: T201  what the person at the terminal reads
 
 
+def show(text: str) -> None:
+    """Print *text*, which was asked for, to standard output."""
+    with _reader_may_leave(sys.stdout):
+        print(text, flush=True)  # noqa: T201  what the person at the terminal reads
+
+
 @contextmanager
 def _reader_may_leave(stream: TextIO | None) -> Iterator[None]:
     """A reader that went away is no reason to end: the server is needed all the same. None: closed at the start."""

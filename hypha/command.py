@@ -65,12 +65,14 @@ class Command:
     """What the command line asks for.
 
     *fds* are listening sockets that somebody else opened; when there are any, host and port of *config* are not
-    bound. *notices* are lines for the person who started the server.
+    bound. *issue_admin_token*: print a token and end, in the place of serving. *notices* are lines for the person who
+    started the server.
     """
 
     config: Config
     fds: tuple[int, ...] = ()
     single_process: bool = False
+    issue_admin_token: bool = False
     notices: tuple[str, ...] = ()
     #: Where to copy the data directory to, instead of serving.
     backup: Path | None = None
@@ -101,6 +103,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
         config=_to_config(options, defaults),
         fds=tuple(options.fd) if options.fd else _listen_fds(environ),
         single_process=options.single_process,
+        issue_admin_token=options.issue_admin_token,
         notices=tuple(f"{flag} is not needed: {NEEDLESS[flag][1]}" for flag in given if flag in NEEDLESS),
         backup=Path(os.path.expanduser(options.backup)) if options.backup else None,
     )
@@ -186,6 +189,11 @@ def _add_process_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--single-process", action="store_true", help="serve without a parent process: no restart after a crash"
+    )
+    group.add_argument(
+        "--issue-admin-token",
+        action="store_true",
+        help="print a token for administrators of the server with this data directory, and end",
     )
 
 

@@ -81,11 +81,14 @@ class Limits:
     sessions_per_workspace: int = 1000
     sessions_per_principal: int = 100
     services_per_session: int = 500
+    services_per_workspace: int = 10_000
     description_bytes: int = 64 * KIB
     descriptions_bytes_per_session: int = 4 * MIB
     list_bytes: int = 4 * MIB
     subscriptions_per_session: int = 500
     workspaces_per_principal: int = 100
+    anonymous_workspaces: int = 1000
+    anonymous_workspaces_per_principal: int = 10
     service_types_bytes_per_workspace: int = 256 * KIB
     bookmarks_bytes_per_workspace: int = 64 * KIB
     environment_bytes_per_workspace: int = 64 * KIB
@@ -100,6 +103,8 @@ class Limits:
     json_array_bytes: int = 1 * MIB
     token_seconds: float = 10800.0
     token_depth: int = 16
+    listed_tokens: int = 20_000
+    listed_tokens_per_principal: int = 1000
     revoked_tokens: int = 100_000
     revoked_tokens_per_principal: int = 1000
     reconnection_token_seconds: float = 172800.0
@@ -127,6 +132,7 @@ class Limits:
     suspended_per_principal: int = 100
     reclaim_seconds: float = 60.0
     return_seconds: float = 10.0
+    returning_requests: int = 1000
     drain_seconds: float = 3.0
 
 

@@ -103,6 +103,12 @@ class TooLarge(LimitExceeded):
     code, status, close_code = "too_large", 413, 1009
 
 
+class NotStored(HyphaError):
+    """The change is in force, and will be forgotten when the server ends now: the disk does not take it."""
+
+    code, status, close_code, remote_type = "not_stored", 507, 1011, "OSError"
+
+
 class PeerGone(HyphaError):
     """The peer that should answer is not connected, or went away during the call."""
 
@@ -158,6 +164,7 @@ _CODES: dict[str, type[HyphaError]] = {
         NotAcceptable,
         LimitExceeded,
         TooLarge,
+        NotStored,
         PeerGone,
         CallTimeout,
         InternalError,

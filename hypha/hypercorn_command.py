@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
+from functools import partial
 
 import trio
 
@@ -18,8 +19,9 @@ from hypha.assembly import Assembly, build
 from hypha.banner import say
 from hypha.config import Config
 from hypha.lazy import Application, Failure, Message, Receive, Send
+from hypha.memory import begin_start, end_start, tune_memory
 from hypha.parent import STOPPED
-from hypha.worker import configure_logging, die_with_parent, tune_memory
+from hypha.worker import configure_logging, die_with_parent
 
 
 def make(environ: Mapping[str, str]) -> Application:
@@ -32,6 +34,7 @@ def make(environ: Mapping[str, str]) -> Application:
         return build(config)
     configure_logging(config.log_level, "hypha")
     tune_memory()
+    begin_start()
     return _CommandApp(build(config))
 
 
@@ -72,15 +75,19 @@ class _CommandApp:
         if command is not None and command.pid is not None:
             die_with_parent(command.pid)
 
-        async def send_and_invite(message: Message) -> None:
-            await send(message)
-            if message["type"] == "lifespan.startup.complete":
-                self._invite()
-
         async with trio.open_nursery() as nursery:
             await nursery.start(_swallow_sigterm if command else _terminate_on_signal)
-            await self._app(scope, receive, send_and_invite)
+            await self._app(scope, receive, partial(self._tell, send))
             nursery.cancel_scope.cancel()
+
+    async def _tell(self, send: Send, message: Message) -> None:
+        """What the application says of its start and its end, to Hypercorn."""
+        is_up = message["type"] == "lifespan.startup.complete"
+        if is_up:
+            end_start()
+        await send(message)
+        if is_up:
+            self._invite()
 
     def _invite(self) -> None:
         invitation = self._app.first_invitation()

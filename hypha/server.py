@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hypha.banner import announce, say
+from hypha.banner import announce, say, show
 from hypha.command import parse
 from hypha.config import Config
 from hypha.errors import ConfigError
 from hypha.lazy import Application, Failure, LazyApp
 from hypha.listen import open_sockets
-from hypha.parent import MISUSED, ORDERING_SIGNALS, Parent
+from hypha.parent import MISUSED, ORDERING_SIGNALS, STOPPED, Parent
 
 
 def _make() -> Application:
@@ -41,7 +41,7 @@ app = LazyApp(_make, _on_failure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the server of the command line until it is stopped; the exit code.
+    """Run the server of the command line until it is stopped, or do what is asked for in its place; the exit code.
 
     0: stopped. 1: something that must be there is not. 2: the command line or the configuration cannot be used.
     """
@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = parse(sys.argv[1:] if argv is None else argv, os.environ)
         if command.backup is not None:
             return _back_up(command.config, command.backup)
+        if command.issue_admin_token:
+            show(_admin_token(command.config))
+            return STOPPED
         sockets = open_sockets(command.config, command.fds)
     except ConfigError as error:
         say(str(error))
@@ -72,6 +75,14 @@ def _back_up(config: Config, target: Path) -> int:
     back_up(config.data_dir, target)
     say(f"{config.data_dir} is kept in {target}, with the key that signs tokens: let nobody else read it")
     return 0
+
+
+def _admin_token(config: Config) -> str:
+    """A token of an administrator. Raises :class:`hypha.errors.ConfigError` where no server has ever been."""
+    from hypha.broker.issuing import admin_token
+    from hypha.store import signing_key_of
+
+    return admin_token(signing_key_of(config.data_dir), config.limits)
 
 
 def _with_address(config: Config, sockets: Sequence[socket.socket]) -> Config:

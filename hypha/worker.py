@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import logging
 import os
@@ -28,21 +27,13 @@ from hypercorn.typing import ASGIFramework
 
 from hypha.assembly import Assembly, build
 from hypha.banner import say
-from hypha.config import KIB, MIB, Config
+from hypha.config import KIB, Config
 from hypha.lazy import Failure, LazyApp, explain
 from hypha.listen import BACKLOG
+from hypha.memory import begin_start, end_start, tune_memory
 from hypha.parent import FAILED, MISUSED, ORDERING_SIGNALS, READY, SHUTDOWN_SECONDS, STOP_SECONDS, STOPPED
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-
-#: mallopt(3): what is freed is kept for the next message up to 12 MiB, instead of being given back page by page, and
-#: blocks up to those of a message of 1 MiB come from there. The pages of a large message would otherwise cost as much
-#: as its copying. Larger blocks are the kernel's: it moves them without copying when they grow.
-_MALLOC_OPTIONS = {-1: 12 * MIB, -2: 1 * MIB, -3: MIB + 128 * KIB}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
-
-#: Objects made and not freed before the garbage collector looks at the young, and how often it looks at the older. A
-#: small second number keeps its pauses short while thousands of clients come: 30 000 new objects at a time.
-_GC_THRESHOLDS = (10_000, 2, 150)
 
 
 class Server:
@@ -67,7 +58,7 @@ class Server:
     def run(self, obey: Callable[[Server], Awaitable[None]]) -> int:
         """Serve while *obey* waits for orders, which it gives by :meth:`drain` and :meth:`stop`; the exit code."""
         tune_memory()
-        gc.disable()  # until it is ready: looking for garbage among what is read then would take longer than reading
+        begin_start()
         try:
             trio.run(self._main, obey)
         except Exception as error:  # noqa: BLE001  the edge of the process: everything is told here, in one line
@@ -108,8 +99,7 @@ class Server:
                 nursery.cancel_scope.cancel()
 
     def _started(self) -> None:
-        gc.freeze()  # what the start has made stays: each look at all of it would be a pause of 30 ms
-        gc.enable()
+        end_start()
         self._ready = True
         assert self._assembly is not None, "its lifespan has begun"
         self._on_ready(self._assembly.first_invitation())
@@ -155,17 +145,6 @@ def configure_logging(level: str, name: str = "") -> None:
     target.setLevel(level.upper())
     # Its lines about addresses would contradict the banner: it knows the sockets only.
     logging.getLogger("hypercorn.error").setLevel(logging.WARNING)
-
-
-def tune_memory() -> None:
-    """Set how this process, which serves, frees memory. The allocator is left alone where it is not glibc's."""
-    gc.set_threshold(*_GC_THRESHOLDS)
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        for option, size in _MALLOC_OPTIONS.items():
-            libc.mallopt(option, size)
 
 
 def die_with_parent(parent: int) -> None:

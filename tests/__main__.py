@@ -19,7 +19,7 @@ from typing import NoReturn
 if not __package__:  # started as `python3 path/to/tests`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tests.house import environments, machine, npm
+from tests.house import environments, machine, npm, pyodide
 from tests.house.steps import Stop, spawn, timed
 
 
@@ -53,6 +53,9 @@ def prepare(durations: dict[str, float]) -> None:
     say("packages of npm")
     with timed("packages of npm", durations):
         npm.ensure()
+    say("Python for browsers")
+    with timed("Python for browsers", durations):
+        pyodide.ensure()
 
 
 def build(environment: environments.Environment, durations: dict[str, float]) -> None:

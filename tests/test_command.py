@@ -51,6 +51,12 @@ def refusal(*argv: str, **environ: str) -> str:
     return str(caught.value)
 
 
+def test_a_token_is_asked_for_in_the_place_of_a_server() -> None:
+    command = parse(["--issue-admin-token", "--data-dir", "elsewhere", "--limit", "token_seconds=60"], {})
+    assert (command.issue_admin_token, command.config.data_dir) == (True, Path("elsewhere"))
+    assert command.config.limits.token_seconds == 60
+
+
 def test_nothing_given_is_the_defaults() -> None:
     assert parse([], {}) == Command(Config())
     assert (Config().host, Config().port) == ("127.0.0.1", 9527)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -26,9 +27,10 @@ from hypha.accounts.people import People
 from hypha.broker.broker import Broker
 from hypha.config import PASSED_ON, PASSED_ON_PREFIXES, Config, Limits
 from hypha.launch.plan import read_plan
-from hypha.web import accounts, app_pages, assets, listing, login, shares
+from hypha.web import accounts, administration, app_pages, assets, listing, login, shares
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
+from tests.house.certificate import CERTIFICATE, KEY
 from tests.house.examples import RUNNABLE, blocks, examples, pages
 from tests.house.processes import Running, Server
 from tests.house.steps import ROOT
@@ -40,7 +42,11 @@ RUN = {
     "docs/client.md": {"worker", "caller", "script", "values"},
     "docs/javascript.md": {"page", "module", "node"},  # tests/clients/test_own_javascript.py
     "docs/testing.md": {"ini", "hello", "memory", "conftest", "fixture"},  # tests/test_testing.py
-    "docs/how-to.md": {"mounts", "limit", "javascript", "login", "hypercorn", "app"},  # app: tests/apps/test_example.py
+    # app: tests/apps/test_example.py
+    "docs/how-to.md": {
+        *("mounts", "limit", "javascript", "login", "hypercorn", "https", "app"),
+        *("share", "administer", "block"),
+    },
 }
 
 ADDRESS = "http://localhost:9000"
@@ -167,7 +173,7 @@ def test_every_address_is_documented(reference: str) -> None:
     documented = {code(cells[0])[0].rpartition(" ")[2] for cells in rows(section(reference, "Addresses"))}
     app = create_app(Healthy())
     assets.add_routes(app)
-    for pages_of in (listing, login):
+    for pages_of in (listing, login, administration):
         pages_of.add_routes(app, no_broker)
     for pages_with_people in (accounts, shares):
         pages_with_people.add_routes(app, no_broker, no_people)
@@ -377,6 +383,40 @@ async def test_the_recipe_for_logging_in(nursery: trio.Nursery, server: Server, 
 
 
 @pytest.mark.slow
+async def test_the_recipe_for_sharing_a_workspace(
+    nursery: trio.Nursery, server: Server, client_python: Path, tmp_path: Path
+) -> None:
+    code = examples("docs/how-to.md")["share"]
+    async with script(nursery, client_python, code, server.url, tmp_path) as program:
+        lines = (await program.wait()).stdout.splitlines()
+    told = [line for line in lines if line.startswith(("clients:", "read"))]
+    assert told == ["clients: ['colleague'] services: 1", "read", "read_write", "clients: []"]
+
+
+@pytest.mark.slow
+async def test_the_recipes_for_a_server_for_others(nursery: trio.Nursery, server: Server, tmp_path: Path) -> None:
+    page, python = examples("docs/how-to.md"), Path(sys.executable).parent
+    home = server.log.parent  # where it was started, and so where its data directory is
+    administer = adapt(page["administer"], server.url, "")
+    async with shell(nursery, administer, home, path=python) as program:
+        answers = (await program.wait()).stdout.splitlines()
+    made, token, quota, users = map(json.loads, answers)
+    assert (made["name"], made["persistent"], quota) == ("our-lab", True, {"clients": 20, "services": 100})
+    (listed,) = [user for user in users if user["user"] in made["owners"]]
+    assert listed["workspaces"] == ["our-lab"]
+    tutorial = examples("docs/tutorial.md")["protected-worker"]
+    settings = f'"server_url": "{ADDRESS}", "workspace": "our-lab", "client_id": "loud", "token": "{token["token"]}"'
+    worker = tutorial.replace(f'"server_url": "{ADDRESS}"', settings)
+    async with script(nursery, environments.CLIENTS[1].python, worker, server.url, tmp_path) as running:
+        await running.wait_for("^workspace: our-lab$")
+        block = adapt(page["block"], server.url, "our-lab").replace("CLIENT", "loud").replace("USER", token["user"])
+        async with shell(nursery, block, home, path=python) as program:
+            clients, blocked = map(json.loads, (await program.wait()).stdout.splitlines())
+    assert [client["id"] for client in clients] == ["our-lab/loud"]
+    assert [(entry["user"], entry["reason"]) for entry in blocked] == [(token["user"], "too loud")]
+
+
+@pytest.mark.slow
 async def test_the_recipe_for_javascript(nursery: trio.Nursery, server: Server, node: str, tmp_path: Path) -> None:
     file = tmp_path / "hello.js"
     file.write_text(adapt(examples("docs/how-to.md")["javascript"], server.url, ""))
@@ -394,6 +434,43 @@ async def test_the_recipe_for_hypercorn(nursery: trio.Nursery, tmp_path: Path) -
         async with shell(nursery, f"curl -s {url}/health/readiness", tmp_path) as curl:
             assert (await curl.wait()).stdout.strip() == '{"status":"OK"}'
         await stop(server)
+
+
+@pytest.mark.slow
+async def test_the_recipe_for_https(nursery: trio.Nursery, tmp_path: Path) -> None:
+    code = examples("docs/how-to.md")["https"].replace(":9443", ":0")
+    (tmp_path / "cert.pem").write_text(CERTIFICATE)
+    (tmp_path / "key.pem").write_text(KEY)
+    async with shell(nursery, code, tmp_path, path=Path(sys.executable).parent) as server:
+        port = (await server.wait_for(r"Running on https://0.0.0.0:(\d+)", "stderr"))[1]
+        page = f"curl -s --cacert cert.pem https://localhost:{port}/health/readiness"
+        async with shell(nursery, page, tmp_path) as curl:
+            assert (await curl.wait()).stdout.strip() == '{"status":"OK"}'
+        program = tmp_path / "client.py"
+        program.write_text(_SECURE_CLIENT)
+        trusting = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")}
+        address = f"https://localhost:{port}"
+        async with processes.start(
+            nursery, [environments.CLIENTS[-1].python, program, address], cwd=tmp_path, environ=trusting
+        ) as client:
+            assert (await client.wait()).stdout.splitlines()[0] == f"5000000 {address}"
+        await stop(server)
+
+
+_SECURE_CLIENT = """
+import asyncio
+import sys
+
+from hypha_rpc import connect_to_server
+
+async def main():
+    async with connect_to_server({"server_url": sys.argv[1]}) as server:
+        await server.register_service({"id": "echo", "echo": lambda data: data})
+        service = await server.get_service("echo")
+        print(len(await service.echo(bytes(5_000_000))), server.config.public_base_url)
+
+asyncio.run(main())
+"""
 
 
 @asynccontextmanager

@@ -105,6 +105,10 @@ TABLE = {
     "services_per_session": by(
         "broker/test_registry.py::test_the_services_of_a_session_are_bounded_exactly_and_too_many_change_nothing"
     ),
+    "services_per_workspace": by(
+        "broker/test_administration.py::"
+        "test_the_services_of_a_workspace_are_bounded_exactly_and_those_that_return_are_not"
+    ),
     "description_bytes": by("broker/test_registry.py::test_the_size_of_a_description_is_bounded_exactly"),
     "descriptions_bytes_per_session": by(
         "broker/test_registry.py::"
@@ -113,6 +117,12 @@ TABLE = {
     "list_bytes": by("broker/test_registry.py::test_a_list_is_bounded_exactly", quiet="the list is shorter"),
     "subscriptions_per_session": by("broker/test_registry.py::test_the_subscriptions_of_a_session_are_bounded_exactly"),
     "workspaces_per_principal": by("broker/test_builtin.py::test_the_workspaces_of_one_user_are_bounded_exactly"),
+    "anonymous_workspaces": by(
+        "broker/test_administration.py::test_the_workspaces_of_users_without_an_account_are_bounded_exactly"
+    ),
+    "anonymous_workspaces_per_principal": by(
+        "broker/test_administration.py::test_the_workspaces_of_one_user_without_an_account_are_bounded_exactly"
+    ),
     "service_types_bytes_per_workspace": by("broker/test_service_types.py::test_the_types_are_bounded_exactly"),
     "bookmarks_bytes_per_workspace": by("broker/test_bookmarks.py::test_the_bookmarks_are_bounded_exactly"),
     "environment_bytes_per_workspace": by(
@@ -139,6 +149,12 @@ TABLE = {
     "json_array_bytes": by("wire/test_values.py::test_the_limit_of_an_array_is_exact"),
     "token_seconds": by("test_limits.py::test_a_token_lives_so_long", quiet="the token has expired"),
     "token_depth": by("broker/test_revocations.py::test_tokens_are_issued_one_through_the_other_so_often"),
+    "listed_tokens": by(
+        "broker/test_issued.py::test_the_listed_tokens_are_bounded_exactly", quiet="the oldest is not listed any more"
+    ),
+    "listed_tokens_per_principal": by(
+        "broker/test_issued.py::test_the_listed_tokens_are_bounded_exactly", quiet="the oldest is not listed any more"
+    ),
     "revoked_tokens": by("broker/test_revocations.py::test_the_revoked_tokens_are_bounded_exactly"),
     "revoked_tokens_per_principal": by("broker/test_revocations.py::test_the_revoked_tokens_are_bounded_exactly"),
     "reconnection_token_seconds": by(
@@ -199,6 +215,7 @@ TABLE = {
         "broker/test_returning.py::test_who_does_not_come_in_time_is_gone",
         quiet="the error says that the client has not come back",
     ),
+    "returning_requests": by("broker/test_returning.py::test_requests_that_wait_are_bounded"),
     "drain_seconds": by(
         "process/test_stop.py::test_a_stalled_reader_holds_the_end_up_for_the_drain_time_only",
         "process/test_stop.py::test_a_worker_that_hangs_is_killed_after_the_drain_time",

@@ -423,6 +423,7 @@ def process_state() -> list[Any]:
         resource.getrlimit(resource.RLIMIT_NOFILE),
         gc.get_threshold(),
         gc.get_freeze_count(),
+        gc.isenabled(),
         os.getcwd(),
         dict(os.environ),
     ]

@@ -8,11 +8,8 @@ import secrets
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hypha.broker.access import Level, Principal
+from hypha.broker.access import ADMIN_ROLE, Level, Principal
 from hypha.errors import InvalidArgument
-
-#: The role of who administers the server.
-ADMIN = "admin"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EMAIL = re.compile(r"[^@\s\"<>,;:()\\\x00-\x1f]{1,64}@[A-Za-z0-9.-]{1,189}")
@@ -36,7 +33,7 @@ class Account:
     @property
     def is_admin(self) -> bool:
         """Whether it administers the server."""
-        return ADMIN in self.roles
+        return ADMIN_ROLE in self.roles
 
     @property
     def principal(self) -> Principal:

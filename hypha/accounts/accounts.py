@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from hypha.accounts.account import (
-    ADMIN,
     Account,
     Invitation,
     SignedIn,
@@ -23,8 +22,10 @@ from hypha.accounts.account import (
 )
 from hypha.accounts.passwords import Passwords
 from hypha.accounts.throttle import Throttle, place
+from hypha.broker.access import ADMIN_ROLE, Action, may
 from hypha.broker.tokens import new_user_id
 from hypha.errors import Conflict, LimitExceeded, NotAuthenticated, NotFound, PermissionDenied
+from hypha.wire.address import PUBLIC_WORKSPACE
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
@@ -36,11 +37,6 @@ ACCOUNT, INVITATION, BROWSER = "account", "invitation", "browser"
 
 #: Who has invited, when that was who starts the server.
 COMMAND_LINE = "command line"
-
-
-def _require_admin(account: Account) -> None:
-    if not account.is_admin:
-        raise PermissionDenied("only who administers the server looks after the accounts of others")
 
 
 class Accounts:
@@ -90,14 +86,14 @@ class Accounts:
             return None
         self._forget_old()
         by = COMMAND_LINE if self._by_id else None
-        return self._invite(Invitation(None, (ADMIN,), by, self._end_of_invitation()))
+        return self._invite(Invitation(None, (ADMIN_ROLE,), by, self._end_of_invitation()))
 
     async def invite(self, by: Account, email: str = "") -> str:
         """The secret of a new invitation, for whoever has it. Whoever accepts it gets *email* as address.
 
         Raises :class:`PermissionDenied`, :class:`Conflict` and :class:`LimitExceeded`.
         """
-        _require_admin(by)
+        self._require_operator(by)
         address = checked_email(email)
         if address is not None and address in self._by_name:
             raise Conflict("somebody has an account with this address already")
@@ -111,12 +107,17 @@ class Accounts:
 
         Raises :class:`PermissionDenied`, :class:`NotFound` and :class:`LimitExceeded`.
         """
-        _require_admin(by)
+        self._require_operator(by)
         account = self._existing(account_id)
         self._require_room()
         secret = self._invite(Invitation(None, (), by.id, self._end_of_invitation(), account.id))
         await self._broker.records.kept()
         return secret
+
+    def _require_operator(self, account: Account) -> None:
+        public = self._broker.registry.workspaces[PUBLIC_WORKSPACE]
+        if not may(account.principal, Action.OPERATE, public).allowed:
+            raise PermissionDenied("only who administers the server looks after the accounts of others")
 
     def _require_room(self) -> None:
         self._forget_old()
@@ -168,7 +169,7 @@ class Accounts:
 
     def removable(self, by: Account, account_id: str) -> Account:
         """The account of that id, if *by* may remove it. Raises :class:`PermissionDenied` and :class:`NotFound`."""
-        _require_admin(by)
+        self._require_operator(by)
         account = self._existing(account_id)
         if account is by:
             raise PermissionDenied("an administrator does not remove itself; another one does")
@@ -248,7 +249,8 @@ class Accounts:
         """The secret for the cookie of a browser, whose password is right. *address*: from where it asks.
 
         One answer, after the same time, for a wrong password and for somebody that there is not:
-        :class:`NotAuthenticated`. Raises :class:`LimitExceeded` for too many tries.
+        :class:`NotAuthenticated`. Raises :class:`LimitExceeded` for too many tries, and :class:`PermissionDenied` for
+        who is blocked.
         """
         wanted, now = name.strip().lower()[:256], self._broker.now()
         self._tries_from.take(place(address), now)
@@ -259,6 +261,8 @@ class Accounts:
         self._tries_from.give_back(place(address))
         self._tries.give_back(mark_of(wanted))
         assert account is not None, "nobody has the hash that stands for nobody"
+        if self._broker.tokens.is_revoked(account.principal):
+            raise PermissionDenied("this account is blocked; ask who administers the server")
         return await self.enter_browser(account)
 
     async def enter_browser(self, account: Account) -> str:
@@ -280,6 +284,8 @@ class Accounts:
         account_id, since, until = self._browsers.get(mark, ("", 0.0, 0.0))
         account = self._by_id.get(account_id)
         if account is None or secret is None or until <= self._broker.clock():
+            return None
+        if self._broker.tokens.is_revoked(account.principal):  # it was blocked meanwhile
             return None
         return SignedIn(mark, account, since, until, form_of(secret))
 

@@ -118,7 +118,7 @@ class IssuedTokens:
 
     def _end(self, account: Account, item: Issued) -> None:
         holder = replace(account.principal, tokens=(item.id,), expires_at=item.until)
-        self._broker.tokens.revoke(holder, account.id)
+        self._broker.tokens.revoke(holder, account.principal)
         self._forget(item)
 
     def _on_use(self, tokens: Collection[str]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hypha.accounts.account import Account, mark_of, new_secret
 from hypha.accounts.accounts import Accounts
 from hypha.broker.access import Action, Level, Principal, may
+from hypha.broker.issuing import granted_by
 from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDenied
 from hypha.wire.address import check_name
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hypha.broker.broker import Broker
 
 SHARE = "share"
+_ENDED = "this link has ended, was revoked, or never was; ask who gave it to you"
 _MAX_LABEL = 100  # characters
 MAX_CALLS = 10**9
 
@@ -45,17 +47,6 @@ class Share:
     until: float
     used: int = 0
     last: float | None = None
-
-    @property
-    def principal(self) -> Principal:
-        """As whom its holders call: somebody unknown, who comes through the account."""
-        return Principal(
-            id=f"share-{self.id}",
-            is_anonymous=True,
-            parent=self.account,
-            grants={self.workspace: Level.READ},
-            home=self.workspace,
-        )
 
 
 class Shares:
@@ -133,7 +124,25 @@ class Shares:
                 pass  # as if the link were not there
             else:
                 return item
-        raise NotFound("this link has ended, was revoked, or never was; ask who gave it to you")
+        raise NotFound(_ENDED)
+
+    def principal(self, item: Share) -> Principal:
+        """As whom the holders of the link call: somebody unknown, who comes through its account.
+
+        Raises :class:`NotFound` as :meth:`find` does.
+        """
+        account, grants = self._accounts.get(item.account), {item.workspace: Level.READ}
+        if account is None or item.workspace not in self._broker.registry.workspaces:
+            raise NotFound(_ENDED)
+        return Principal(
+            id=f"share-{item.id}",
+            is_anonymous=True,
+            parent=account.id,
+            grants=grants,
+            home=item.workspace,
+            issuers=(account.id,),
+            granted_by=granted_by(self._broker, account.principal, grants),
+        )
 
     async def spend(self, item: Share) -> None:
         """One call more. It is counted, and that is kept, before it is made. Raises :class:`LimitExceeded`."""
@@ -165,7 +174,8 @@ class Shares:
 
     def _require_rights(self, account: Account, workspace: str) -> None:
         place = self._broker.registry.workspaces.get(workspace)
-        if place is None or not may(account.principal, Action.WRITE, place).allowed:
+        blocked = self._broker.tokens.is_revoked(account.principal)
+        if blocked or place is None or not may(account.principal, Action.WRITE, place).allowed:
             raise PermissionDenied(f"only who may change the workspace {workspace} shares what is in it")
 
     def _keep(self, item: Share, *, firm: bool = False) -> None:

@@ -167,6 +167,11 @@ class Browser:
             life.scope.cancel()
 
     @property
+    def is_up(self) -> bool:
+        """Whether it runs and opens pages."""
+        return self._life is not None and self._life.browser is not None
+
+    @property
     def contexts(self) -> int:
         """How many apps have a part of the browser now."""
         life = self._life

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 
-from hypha.errors import HyphaError
+from hypha.errors import ConfigError, HyphaError
 
 NAMES = (
     "chromium",
@@ -34,12 +34,16 @@ class NoBrowser(HyphaError):
     """Apps cannot run on this machine. The text says what to do."""
 
 
+def require_playwright() -> None:
+    """Raise :class:`ConfigError` unless the extra for server apps is installed (A2)."""
+    if importlib.util.find_spec("playwright") is None:
+        raise ConfigError(
+            f"--enable-server-apps needs Playwright; install it: {sys.executable} -m pip install 'playwright>=1.49'"
+        )
+
+
 def find_browser(chosen: str | None, environ: Mapping[str, str]) -> str:
     """The path of a Chromium: the chosen one, Playwright's own download, or the system's. Raises :class:`NoBrowser`."""
-    if importlib.util.find_spec("playwright") is None:
-        raise NoBrowser(
-            f"server apps need Playwright; install it:\n  {sys.executable} -m pip install 'playwright>=1.49'"
-        )
     path = environ.get("PATH")
     if chosen is not None:
         found = shutil.which(chosen, path=path)

@@ -1,37 +1,33 @@
 """The service ``server-apps``: programs that clients give the server, to run in its browser (``protocol.md`` 10.1).
 
 Apps belong to a workspace. Whoever may change it installs, starts and stops apps there, and whoever may see it sees
-them. An app is a client of its workspace with a token of its own, which ends with it, as it does with its owner's.
+them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from hypha.apps.app import RunningApp
-from hypha.apps.browser import Browser, BrowserFailed, Page
 from hypha.apps.catalog import Catalog, Installed, Store
 from hypha.apps.fetch import fetch
-from hypha.apps.found import NoBrowser, find_browser
-from hypha.apps.gate import Gate
-from hypha.apps.page import page
-from hypha.apps.source import multihash, parse
-from hypha.broker.access import Action, Level, Principal, level_in, may
+from hypha.apps.found import NoBrowser
+from hypha.apps.progress import Progress, Tell, tell_nobody, telling
+from hypha.apps.runner import Host, Runner, Wish
+from hypha.apps.source import Source, multihash, parse
+from hypha.broker.access import Action, may
 from hypha.broker.function import Function
-from hypha.broker.own import Visit
+from hypha.broker.own import CallBack, Visit
 from hypha.broker.registry import Workspace
-from hypha.broker.session import PeerSession
-from hypha.broker.tokens import new_user_id
 from hypha.errors import (
-    CallTimeout,
     Conflict,
     HyphaError,
     InvalidArgument,
-    LimitExceeded,
     NotFound,
     PermissionDenied,
     ServiceNotFound,
@@ -50,20 +46,6 @@ DESCRIPTION = {
     "config": {"visibility": "public", "require_context": True},
 }
 
-_LOOK_SECONDS = 0.02
-#: Seconds in which an app that is stopped has ended.
-_STOP_SECONDS = 10.0
-
-
-class Host(Protocol):
-    """The way into the server, for what runs in its browser."""
-
-    @property
-    def inner_url(self) -> str: ...
-    async def dial(self) -> trio.abc.Stream: ...
-    def end(self, token_id: str) -> None: ...
-    def say(self, text: str) -> None: ...
-
 
 class Apps:
     """The apps of one server."""
@@ -72,19 +54,11 @@ class Apps:
         """*profiles*: a directory for the browser alone, emptied at the start."""
         self._broker = broker
         self._limits = broker.limits
-        config = broker.config
         self._catalog = Catalog(store, broker.limits)
-        self._browser = Browser(
-            lambda: find_browser(config.chromium_path, config.environ), profiles, config.environ, say
-        )
+        self.runner = Runner(broker, self._catalog, profiles, say)
         self._say = say
-        self._running: dict[tuple[str, str], RunningApp] = {}
-        self._pages: dict[str, RunningApp] = {}
         self._opened = trio.Event()
-        self._retired = False
         self._trouble: str | None = None
-        self._host: Host
-        self._nursery: trio.Nursery
 
     def functions(self) -> dict[str, Function]:
         """What peers may call, under the names of both generations."""
@@ -107,7 +81,6 @@ class Apps:
 
     async def run(self, host: Host) -> None:
         """Run apps until this is cancelled, which ends all of them with their browser."""
-        self._host = host
         try:
             await self._catalog.load()
         except HyphaError as error:
@@ -115,61 +88,26 @@ class Apps:
         if self.lack is not None:
             self._say(self.lack)
         async with trio.open_nursery() as nursery:
-            port = await nursery.start(Gate(_place(host.inner_url), host.dial).run)
-            await nursery.start(self._browser.run, port)
-            try:
-                async with trio.open_nursery() as self._nursery:
-                    self._opened.set()
-                    await trio.sleep_forever()
-            finally:
-                self._retired = True
+            await nursery.start(self.runner.run, host)
+            self._opened.set()
 
     @property
     def lack(self) -> str | None:
         """What is missing to run apps, in words that say what to do."""
-        if self._trouble is not None:
-            return self._trouble
-        try:
-            find_browser(self._broker.config.chromium_path, self._broker.config.environ)
-        except NoBrowser as lack:
-            return str(lack)
-        return None
+        return self._trouble or self.runner.lack
 
     def page_of(self, key: str) -> str | None:
         """The page that is at the address with *key*."""
-        app = self._pages.get(key)
+        app = self.runner.at(key)
         return None if app is None else app.html
 
     def retire(self) -> None:
         """The server is about to end."""
-        self._retired = True
-        for app in self._running.values():
-            app.end("the server is ending")
+        self.runner.retire()
 
     def sweep(self, now: float) -> None:
-        """Once a second: end the apps whose client or owner has left, or that nobody has called for long."""
-        self._browser.sweep(now)
-        places = self._broker.registry.workspaces.values()
-        parked = {lost.principal_id for place in places for lost in place.parked.values()}
-        for app in list(self._running.values()):
-            reason = self._ending(app, parked, now)
-            if reason is not None:
-                app.end(reason)
-
-    def _ending(self, app: RunningApp, parked: set[str], now: float) -> str | None:
-        if self._broker.registry.sessions_of(app.owner.id):
-            app.was_accompanied = True
-        elif app.was_accompanied and app.owner.id not in parked:
-            return "its owner has left"
-        place = self._broker.registry.workspaces.get(app.workspace)
-        if place is None:
-            return "its workspace was removed"
-        client = place.members.get(app.client_id)
-        if client is None:
-            return "its client has left" if app.ready and app.client_id not in place.parked else None
-        if client.inbound or client.outbox.delivered != app.delivered:
-            app.delivered, app.active_since = client.outbox.delivered, now
-        return "nobody has called it for long" if now - app.active_since > app.idle_seconds else None
+        """Once a second. *now* is trio time."""
+        self.runner.sweep(now)
 
     # --- installing -------------------------------------------------------------------------------------------
 
@@ -186,10 +124,12 @@ class Apps:
         overwrite: bool | None = None,
         version: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  a wire name
+        progress_callback: object = None,
     ) -> dict[str, Any]:
         """Keep a program: JavaScript with a config that says its type, an ImJoy plugin file, or the address of one."""
         place = await self._place(visit, workspace, Action.WRITE)
-        installed = await self._install(visit, place, source, source_hash, config or manifest, template, attachments)
+        given = source, source_hash, config or manifest, template, attachments
+        installed = await telling(_call_back(visit, progress_callback), partial(self._install, visit, place, *given))
         return self._told(installed)
 
     async def _install(
@@ -201,6 +141,7 @@ class Apps:
         config: object,
         template: object,
         attachments: object,
+        tell: Tell,
     ) -> Installed:
         if not isinstance(source, str) or not source.strip():
             raise InvalidArgument("the source of an app is text, or the address of one")
@@ -208,6 +149,7 @@ class Apps:
             raise InvalidArgument("attachments of apps are not kept here; load files from a static mount")
         most, address = self._limits.app_source_bytes, None
         if source.startswith(("http://", "https://")):
+            tell("info", f"fetching {source[:200]}")
             address, source = source, await fetch(source, most)
         if len(source.encode(errors="replace")) > most:
             raise TooLarge(f"the source of an app is larger than app_source_bytes = {most}")
@@ -215,33 +157,19 @@ class Apps:
         if source_hash is not None and source_hash != multihash(source):
             raise InvalidArgument(f"the source does not have the hash {str(source_hash)[:100]}")
         parsed = parse(source, config, template)
-        settings = parsed.config
-        told: dict[str, Any] = {
-            "type": "application",
-            "id": f"{place.name}/{digest}",
-            "name": parsed.name,
-            "source": address,
-            "version": settings.get("version", "0.1.0"),
-            "description": settings.get("description", ""),
-            "tags": _texts(settings.get("tags")),
-            "documentation": parsed.documentation,
-            "covers": [],
-            "badges": [],
-            "authors": [],
-            "attachments": {},
-            "services": settings.get("services") or [],
-            "config": {"type": parsed.kind},
-        }
-        user = visit.principal
-        installed = Installed(told["id"], place.name, user.id, user.is_anonymous, self._broker.clock(), told)
-        await self._catalog.install(installed, parsed, self._is_running)
+        Progress(parsed.name, place.name, tell, self._say).info("installing it")
+        app_id, user = f"{place.name}/{digest}", visit.principal
+        manifest = _manifest(app_id, address, parsed)
+        installed = Installed(app_id, place.name, user.id, user.is_anonymous, self._broker.clock(), manifest)
+        await self._catalog.install(installed, parsed, self.runner.is_running)
         return installed
 
     async def uninstall(self, visit: Visit, app_id: str) -> None:
         """Forget an app, and stop it where it runs."""
         installed = await self._installed(visit, app_id, Action.WRITE)
-        for app in [app for app in self._running.values() if app.installed.id == installed.id]:
-            await self._end(app, "it was uninstalled")
+        for app in self.runner.of(installed.workspace):
+            if app.installed.id == installed.id:
+                await self.runner.end(app, "it was uninstalled")
         await self._catalog.uninstall(installed)
 
     async def list_apps(self, visit: Visit, workspace: str | None = None) -> list[dict[str, Any]]:
@@ -263,12 +191,19 @@ class Apps:
         client_id: str | None = None,
         overwrite: bool | None = None,
         stop_after_inactive: float | None = None,
+        progress_callback: object = None,
     ) -> dict[str, Any]:
-        """Install a program and start it."""
+        """Install a program and start it. *progress_callback* is called with a map of type and message."""
         place = await self._place(visit, workspace, Action.WRITE)
         self._require_browser()
-        installed = await self._install(visit, place, source, None, config, None, attachments)
-        return await self._start(visit, installed, client_id, timeout, wait_for_service, stop_after_inactive)
+        wish = self._wish(client_id, timeout, wait_for_service, stop_after_inactive)
+
+        async def launch(tell: Tell) -> RunningApp:
+            installed = await self._install(visit, place, source, None, config, None, attachments, tell)
+            return await self.runner.start(installed, visit.principal, wish, tell)
+
+        app = await telling(_call_back(visit, progress_callback), launch)
+        return app.describe(self._urls(visit, app))
 
     async def start(
         self,
@@ -281,135 +216,25 @@ class Apps:
         workspace: str | None = None,
         version: str | None = None,
         stop_after_inactive: float | None = None,
+        progress_callback: object = None,
     ) -> dict[str, Any]:
         """Start an app. Returns when its script has run and what it offers is there, and the service waited for."""
         installed = await self._installed(visit, app_id, Action.WRITE)
         if workspace not in (None, installed.workspace):
             raise InvalidArgument("Workspace mismatch between app_id and workspace.")
         self._require_browser()
-        return await self._start(visit, installed, client_id, timeout, wait_for_service, stop_after_inactive)
+        wish = self._wish(client_id, timeout, wait_for_service, stop_after_inactive)
+        start = partial(self.runner.start, installed, visit.principal, wish)
+        app = await telling(_call_back(visit, progress_callback), start)
+        return app.describe(self._urls(visit, app))
 
-    async def _start(
-        self,
-        visit: Visit,
-        installed: Installed,
-        client_id: str | None,
-        timeout: object,  # noqa: ASYNC109  what a caller gave
-        wait_for_service: object,
-        stop_after_inactive: object,
-    ) -> dict[str, Any]:
-        longest = self._limits.app_launch_seconds
-        patience = _seconds("timeout", timeout, longest)
-        idle = _seconds("stop_after_inactive", stop_after_inactive, self._limits.app_idle_seconds)
-        client = new_user_id() if client_id is None else check_client_id(client_id)
-        waits_for = _service_name(wait_for_service)
-        self._require_room(visit.principal)
-        if (installed.workspace, client) in self._running:
-            raise Conflict(f"an app runs as the client {client!r} already")
-        lines = self._limits.app_log_lines
-        app = RunningApp(installed, client, visit.principal, waits_for, idle, lines)
-        self._running[installed.workspace, client] = self._pages[app.key] = app
-        self._nursery.start_soon(self._live, app)
-        try:
-            with trio.move_on_after(patience):
-                await app.settled.wait()
-        finally:
-            if not app.settled.is_set():  # late, or not wanted any more
-                app.end("Timeout")
-        if app.ready:
-            return app.describe(self._urls(visit, app))
-        with trio.move_on_after(_STOP_SECONDS):
-            await app.over.wait()
-        if not isinstance(app.failure, HyphaError) or app.reason == "Timeout":
-            allowed = f"app_launch_seconds = {longest:g}" if patience >= longest else f"{patience:g} s"
-            raise CallTimeout(f"Failed to start app: Timeout, after {allowed}{_with_error(app)}")
-        raise app.failure
-
-    async def _live(self, app: RunningApp) -> None:
-        """The life of an app: its page, its token, and the end of both."""
-        try:
-            with app.scope:
-                app.html = page(await self._catalog.source(app.installed))
-                async with self._browser.open(app) as app.page:
-                    await self._with_token(app, app.page)
-        except HyphaError as error:
-            app.failure = app.failure or error
-        finally:
-            app.page = None
-            del self._running[app.workspace, app.client_id], self._pages[app.key]
-            app.settled.set()
-            app.over.set()
-
-    async def _with_token(self, app: RunningApp, page: Page) -> None:
-        token, token_id = self._issue(app)
-        try:
-            config = {
-                "server_url": self._host.inner_url,
-                "workspace": app.workspace,
-                "client_id": app.client_id,
-                "token": token,
-                "name": app.installed.manifest["name"],
-            }
-            await page.go(f"{self._host.inner_url}/apps/{app.key}")
-            if app.waits_for is None:
-                await self._run_script(app, page, config)
-            else:
-                await self._wait_for_service(app, page, config, app.waits_for)
-            app.settle()
-            await trio.sleep_forever()
-        finally:
-            # Before the page is closed: callers shall know at once, however long that takes.
-            self._host.end(token_id)
-
-    async def _run_script(self, app: RunningApp, page: Page, config: dict[str, Any]) -> None:
-        try:
-            await page.call("startHyphaApp", config)
-        except BrowserFailed as error:
-            app.write("error", str(error))
-            raise BrowserFailed(f"Failed to start app: {error}") from None
-
-    async def _wait_for_service(self, app: RunningApp, page: Page, config: dict[str, Any], name: str) -> None:
-        """Until the app offers it: its script may well go on for ever."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run_beside, app, page, config)
-            while not self._offers(app, name):
-                if app.failure is not None:
-                    nursery.cancel_scope.cancel()
-                await trio.sleep(_LOOK_SECONDS)
-            nursery.cancel_scope.cancel()
-        if app.failure is not None:
-            raise app.failure
-
-    async def _run_beside(self, app: RunningApp, page: Page, config: dict[str, Any]) -> None:
-        try:
-            await self._run_script(app, page, config)
-        except BrowserFailed as error:
-            app.failure = error
-
-    def _offers(self, app: RunningApp, name: str) -> bool:
-        client = self._client(app)
-        return client is not None and name in client.services
-
-    def _client(self, app: RunningApp) -> PeerSession | None:
-        place = self._broker.registry.workspaces.get(app.workspace)
-        return None if place is None else place.members.get(app.client_id)
-
-    def _issue(self, app: RunningApp) -> tuple[str, str]:
-        """A token of a new user for the workspace of the app, as far as its owner's rights go."""
-        place = self._broker.registry.workspaces.get(app.workspace)
-        level = Level.NONE if place is None else min(level_in(app.owner, place), Level.READ_WRITE)
-        if level is Level.NONE:
-            raise PermissionDenied(f"Permission denied for workspace {app.workspace}.")
-        principal = Principal(
-            id=new_user_id(),
-            is_anonymous=app.owner.is_anonymous,
-            parent=app.owner.parent or app.owner.id,
-            grants={app.workspace: level},
-            home=app.workspace,
-            client=app.client_id,
-            tokens=app.owner.tokens,
+    def _wish(self, client_id: str | None, patience: object, wait_for_service: object, idle: object) -> Wish:
+        return Wish(
+            None if client_id is None else check_client_id(client_id),
+            _service_name(wait_for_service),
+            _seconds("timeout", patience, self._limits.app_launch_seconds),
+            _seconds("stop_after_inactive", idle, self._limits.app_idle_seconds),
         )
-        return self._broker.tokens.issue_living(principal)
 
     async def stop(
         self,
@@ -425,18 +250,16 @@ class Apps:
             if raise_exception:
                 raise
             return
-        await self._end(app, "it was stopped")
-
-    async def _end(self, app: RunningApp, reason: str) -> None:
-        app.end(reason)
-        with trio.move_on_after(_STOP_SECONDS):
-            await app.over.wait()
+        await self.runner.end(app, "it was stopped")
 
     async def list_running(self, visit: Visit, workspace: str | None = None) -> list[dict[str, Any]]:
         """The apps that run in the workspace."""
         place = await self._place(visit, workspace, Action.READ)
-        found = [app for app in self._running.values() if app.workspace == place.name]
-        return [{**app.describe(self._urls(visit, app)), "name": app.installed.id} for app in found]
+        found = self.runner.of(place.name)
+        return [
+            {**app.describe(self._urls(visit, app)), "name": app.installed.id, "progress": app.progress.stage}
+            for app in found
+        ]
 
     async def get_log(
         self,
@@ -468,8 +291,8 @@ class Apps:
         if not offering:
             raise ServiceNotFound(f"Service id {service_id[:200]} not found")
         self._require_browser()
-        started = await self._start(visit, offering[-1], None, 60, service_id, None)
-        return str(started["id"])
+        wish = self._wish(None, 60, service_id, None)
+        return (await self.runner.start(offering[-1], visit.principal, wish, tell_nobody)).client_id
 
     # ----------------------------------------------------------------------------------------------------------
 
@@ -493,7 +316,7 @@ class Apps:
         text = client_id if isinstance(client_id, str) else ""
         workspace, _, client = text.rpartition("/")
         place = await self._place(visit, workspace or None, action)
-        app = self._running.get((place.name, client))
+        app = self.runner.get(place.name, client)
         if app is None:
             raise NotFound(f"Server app instance not found: {text[:200]}")
         return app
@@ -502,18 +325,6 @@ class Apps:
         lack = self.lack
         if lack is not None:
             raise NoBrowser(lack)
-        if self._retired:
-            raise Conflict("the server is ending")
-
-    def _require_room(self, user: Principal) -> None:
-        everybody, one = self._limits.running_apps, self._limits.running_apps_per_user
-        if len(self._running) >= everybody:
-            raise LimitExceeded(f"running_apps = {everybody} apps run already; stop one")
-        if sum(app.owner.id == user.id for app in self._running.values()) >= one:
-            raise LimitExceeded(f"running_apps_per_user = {one} apps of this user run already; stop one")
-
-    def _is_running(self, app_id: str) -> bool:
-        return any(app.installed.id == app_id for app in self._running.values())
 
     def _told(self, installed: Installed) -> dict[str, Any]:
         return {**installed.manifest, "local_url": None, "public_url": None}
@@ -523,10 +334,30 @@ class Apps:
         return {"local_url": f"{visit.base_url}/apps/{app.key}", "public_url": f"{base}/apps/{app.key}"}
 
 
-def _place(url: str) -> tuple[str, int]:
-    """Host and port of the server's own address, which is plain HTTP."""
-    host, _, port = url.partition("://")[2].partition("/")[0].rpartition(":")
-    return (host.strip("[]"), int(port)) if host else (port, 80)
+def _call_back(visit: Visit, function: object) -> CallBack | None:
+    """Raises :class:`InvalidArgument` for what is no function of the caller's."""
+    return None if function is None else visit.call_back(function)
+
+
+def _manifest(app_id: str, address: str | None, parsed: Source) -> dict[str, Any]:
+    """What callers are told of an installed app (``protocol.md`` 10.1)."""
+    settings = parsed.config
+    return {
+        "type": "application",
+        "id": app_id,
+        "name": parsed.name,
+        "source": address,
+        "version": settings.get("version", "0.1.0"),
+        "description": settings.get("description", ""),
+        "tags": _texts(settings.get("tags")),
+        "documentation": parsed.documentation,
+        "covers": [],
+        "badges": [],
+        "authors": [],
+        "attachments": {},
+        "services": settings.get("services") or [],
+        "config": {"type": parsed.kind},
+    }
 
 
 def _seconds(name: str, value: object, most: float) -> float:
@@ -559,8 +390,3 @@ def _offers(app: Installed, service_id: str, name: str | None) -> bool:
 
 def _texts(value: object) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-
-def _with_error(app: RunningApp) -> str:
-    error = app.log.last_error()
-    return "" if error is None else f"; the last error in its log: {error[:500]}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from hypha.apps.probe import parse_probe
 from hypha.errors import InvalidArgument
 
 #: The kinds of apps: on the page itself, in a worker of its own, and in Python within a worker.
@@ -149,6 +150,8 @@ def _source(
         raise InvalidArgument(f"the type of an app is {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {str(kind)[:100]!r}")
     if not isinstance(name, str) or not 0 < len(name) <= 200:
         raise InvalidArgument("the name of an app is a text of at most 200 characters")
+    for probe in ("readiness_probe", "liveness_probe"):
+        parse_probe(config, probe)
     needs = config.get("requirements") or []
     needs = [needs] if isinstance(needs, str) else needs
     if not isinstance(needs, list) or not all(isinstance(item, str) for item in needs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple, Protocol
@@ -41,10 +41,13 @@ _LEVELS = {
 class Principal:
     """The authenticated user as policy sees it.
 
-    *grants*: workspace name -> level. *home*: the workspace that a token names as its own. *client*: the one client
-    id that it may connect as, None for any. *expires_at*: seconds since the epoch, None for what lives as long as its
-    connection. *tokens*: the ids of the token that proved it, which is the last, and of those through which that was
-    issued; none for who came without. It says how somebody came in, not who it is.
+    *grants*: workspace name -> level, what the token gives. *granted_by*: under which names its issuer had that from
+    the lists of the workspace, and it is worth no more than these names still are; :func:`itself` for one who needs no
+    list. *home*: the workspace that a token names as its own. *client*: the one client id that it may connect as, None
+    for any. *expires_at*: seconds since the epoch, None for what lives as long as its connection. *tokens*: the ids of
+    the token that proved it, which is the last, and of those through which that was issued; none for who came without.
+    It says how somebody came in, not who it is. *issuers*: the users through whom it was issued, the first one first;
+    none for who is nobody's child.
     """
 
     id: str
@@ -58,10 +61,41 @@ class Principal:
     is_root: bool = False
     client: str | None = None
     tokens: tuple[str, ...] = field(default=(), compare=False)
+    issuers: tuple[str, ...] = ()
+    granted_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may do everything on this server. The role is given by whoever holds the data directory."""
+        return self.is_root or ADMIN_ROLE in self.roles
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What lists of those who may do something know it by.
+
+        The address is the person's, and a token that was issued to somebody else is worth what it says, not that.
+        """
+        return (self.id,) if self.email is None or self.issuers else (self.id, self.email)
+
+    @property
+    def known_as(self) -> frozenset[str]:
+        """What lists of those who may not do something know it by: whom it comes from, too."""
+        return frozenset({self.id, *self.issuers} if self.email is None else {self.id, self.email, *self.issuers})
+
+    @property
+    def listed_as(self) -> str:
+        """The one of its names that is written into a list."""
+        return self.names[-1]
+
+    @property
+    def account(self) -> str:
+        """To whom it is counted, with all others that were issued through the same user."""
+        return self.email or (self.issuers[0] if self.issuers else self.id)
 
     def holds_or_issued(self, other: Principal) -> bool:
         """Whether the token of *other* is this principal's own, or was issued by it or through its token."""
-        return self.id in {other.id, other.parent} or not set(self.tokens[-1:]).isdisjoint(other.tokens)
+        same = self.id in {other.id, other.parent, *other.issuers}
+        return same or not set(self.tokens[-1:]).isdisjoint(other.tokens)
 
     def to_wire(self, workspace: str | None) -> dict[str, Any]:
         """The ``user`` map of frames, for both generations (``protocol.md`` 7.3). Kept small: it is in every frame."""
@@ -81,8 +115,11 @@ class Principal:
         }
 
 
+#: The role of those who may do everything on this server.
+ADMIN_ROLE = "admin"
+
 #: The server itself.
-ROOT = Principal(id="root", is_anonymous=False, roles=("admin",), is_root=True)
+ROOT = Principal(id="root", is_anonymous=False, roles=(ADMIN_ROLE,), is_root=True)
 
 
 class WorkspacePolicy(Protocol):
@@ -91,11 +128,15 @@ class WorkspacePolicy(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def identity(self) -> str: ...
+    @property
     def owners(self) -> Collection[str]: ...
     @property
     def allow_list(self) -> Collection[str]: ...
     @property
     def deny_list(self) -> Collection[str]: ...
+    @property
+    def permissions(self) -> Mapping[str, str]: ...
 
 
 class ServicePolicy(Protocol):
@@ -116,6 +157,7 @@ class Action(Enum):
     READ = "see the workspace"
     WRITE = "change the workspace"
     ADMINISTER = "administer the workspace"
+    OPERATE = "administer the server"
     LIST_SERVICE = "list the service"
     CALL_SERVICE = "call the service"
 
@@ -128,18 +170,44 @@ class Decision(NamedTuple):
 
 
 def level_in(principal: Principal, workspace: WorkspacePolicy) -> Level:
-    """The level of *principal* in *workspace*."""
-    if principal.is_root:
+    """The level of *principal* in *workspace*: what its lists say, or what the token gives if that is more."""
+    if principal.is_admin:
         return Level.ADMIN
-    names = {principal.id} if principal.email is None else {principal.id, principal.email}
-    if not names.isdisjoint(workspace.deny_list):
+    if workspace.deny_list and not principal.known_as.isdisjoint(workspace.deny_list):
         return Level.NONE
-    if principal.id == workspace.name or not names.isdisjoint(workspace.owners):
-        return Level.ADMIN
+    listed, granted = level_of(principal.names, workspace), granted_level(principal, workspace)
+    return listed if listed >= granted else granted
+
+
+def level_of(names: Iterable[str], workspace: WorkspacePolicy) -> Level:
+    """The level that the lists of *workspace* give to who has these *names*."""
+    found = [Level.NONE]
+    for name in names:
+        if name == workspace.name or name in workspace.owners:
+            return Level.ADMIN
+        if name in workspace.allow_list:
+            found.append(Level.READ_WRITE)
+        if name in workspace.permissions:
+            found.append(Level.parse(workspace.permissions[name]) or Level.NONE)
+    return max(found) if len(found) > 1 else Level.NONE
+
+
+def granted_level(principal: Principal, workspace: WorkspacePolicy) -> Level:
+    """The level that the token of *principal* gives, which is at most what is left of its issuer's."""
     granted = principal.grants.get(workspace.name, Level.NONE)
-    if not names.isdisjoint(workspace.allow_list):
-        return max(granted, Level.READ_WRITE)
-    return granted
+    issuer = principal.granted_by.get(workspace.name)
+    if issuer is None:
+        # Nothing says that it was not made for a workspace that had the name before.
+        return Level.NONE if workspace.identity else granted
+    return granted if itself(workspace) in issuer else min(granted, level_of(issuer, workspace))
+
+
+def itself(workspace: WorkspacePolicy) -> str:
+    """What tells *workspace* from others of its name, in the place of the names of an issuer who needs no list.
+
+    No user has such a name.
+    """
+    return f"*{workspace.name}/{workspace.identity}"
 
 
 _NEEDED = {
@@ -168,6 +236,8 @@ def may(
     if needed is not None:
         level = level_in(principal, workspace)
         return Decision(level >= needed, f"level {level.name} in {workspace.name!r}, {needed.name} is needed")
+    if action is Action.OPERATE:
+        return Decision(principal.is_admin, f"the roles are {', '.join(principal.roles)}")
     if action not in _ON_SERVICES:
         return Decision(False, f"there is no action {action!r}")
     if service is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,9 @@ import trio
 
 from hypha.broker import builtin, modern
 from hypha.broker.access import Action, Principal, may
+from hypha.broker.administration import Administration
 from hypha.broker.endpoint import ServerSession
+from hypha.broker.ends import Ends
 from hypha.broker.events import publish
 from hypha.broker.inflight import end_session, fail_calls, forget_silent
 from hypha.broker.info import service_info
@@ -24,6 +25,7 @@ from hypha.broker.login import DESCRIPTION, Login
 from hypha.broker.manager import BUILT_IN
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
 from hypha.broker.own import Visit
+from hypha.broker.quotas import ceiling
 from hypha.broker.records import Records, Store
 from hypha.broker.registration import Registration, parse_registration, registrations, require_within
 from hypha.broker.registry import Registry, Workspace
@@ -52,7 +54,6 @@ from hypha.wire.frame import FrameReader, HeaderBounds
 logger = logging.getLogger(__name__)
 
 _PING_SECONDS = 2.0
-_ENDED_REMEMBERED = 10_000  # clean ends whose reconnection tokens are refused until they expire by themselves
 
 
 #: Who asks, the service that is wanted, and perhaps the name of the app that offers it.
@@ -104,9 +105,12 @@ class Broker:
         self.records = Records(store)
         self.tokens = Tokens(key, clock, config.limits, self.records)
         self.dirty: DirtyOutboxes = {}
+        #: What an administrator has set for users, by account (:mod:`hypha.broker.quotas`).
+        self.quotas: dict[str, dict[str, int]] = {}
         mounted = {mount.path.split("/")[1] for mount in config.static_mounts} - {""}
         self.registry = Registry(config.limits, mounted, Ledger(self.records, self.now, clock))
         self.reader = FrameReader(header_bounds(config.limits))
+        self.administration = Administration(self)
         self.server = ServerSession(server_id, self.registry, config.limits, self.dirty, self.reader)
         self.server.functions.update(builtin.functions(self))
         self.server.modern_functions.update(modern.functions(self))
@@ -115,14 +119,16 @@ class Broker:
         #: Starts an app that offers a service, and returns the id of its client; None where there are no apps.
         self.launch: Launch | None = None
         #: Clients that were connected when the server ended.
-        self.returning = Returning(self.registry)
+        self.returning = Returning(self.registry, config.limits)
         self.router = Router(self.registry, self.server, self.reader, self.returning)
         #: Seconds since the epoch.
         self.clock = clock
         self._generation = 0
         self._next_look = 0.0  # trio time
-        self._ended: OrderedDict[str, float] = OrderedDict()
+        self._ended = Ends(self.registry.ledger, self.now, config.limits.reconnection_token_seconds)
         self._suspended = Suspended(config.limits)
+        #: Workspaces with a member that has taken its own access away.
+        self._left: set[str] = set()
 
     def now(self) -> float:
         """trio time in seconds."""
@@ -144,9 +150,15 @@ class Broker:
         records = self.records.load()
         kept = read(records, self.clock(), self.now(), self.limits)
         kept.enter_workspaces(self.registry)
+        for workspace in self.registry.workspaces.values():
+            self.registry.count(workspace)
         for token, (owner, until) in kept.revoked.items():
             self.tokens.revocations.restore(token, owner, until)
-        self._ended.update(kept.ended)
+        self.tokens.revocations.blocked.update(kept.blocked)
+        for issued in kept.issued:
+            self.tokens.issued.restore(issued)
+        self.quotas.update(kept.quotas)
+        self._ended.restore(kept.ended)
         for parked in kept.parked:
             workspace = self.registry.restore_workspace(parked.address.workspace)
             if self._fits(workspace, parked):
@@ -157,10 +169,10 @@ class Broker:
         self.returning.until = self.now() + self.limits.return_seconds
         for workspace in self.registry.workspaces.values():
             workspace.idle_since = None if workspace.parked else self.now()
-            for parked in workspace.parked.values():
-                # Who was lost long before the server ended need not be waited for.
-                if self.now() - parked.since < self.limits.reclaim_seconds:
-                    self.returning.expect(parked)
+        all_parked = (parked for workspace in self.registry.workspaces.values() for parked in workspace.parked.values())
+        # Who was lost long before the server ended need not be waited for.
+        recent = self.now() - self.limits.reclaim_seconds
+        self.returning.expect(parked for parked in all_parked if parked.since > recent)
         return records
 
     def _fits(self, workspace: Workspace, parked: Parked) -> bool:
@@ -190,6 +202,7 @@ class Broker:
     def token_life(self, issuer: Principal, asked: object) -> float:
         """Seconds that a new token may live: as asked, but not longer than its issuer's own.
 
+        One of somebody without an account lives for ``token_seconds`` at most: what must be remembered of it ends soon.
         Raises :class:`NotAuthenticated` when that has expired: a session outlives its token by up to a second.
         """
         if asked is None:
@@ -198,6 +211,8 @@ class Broker:
             life = float(asked)
         else:
             raise InvalidArgument("expires_in must be a number of seconds above 0")
+        if issuer.is_anonymous:
+            life = min(life, self.limits.token_seconds)
         remaining = self.remaining(issuer)
         if remaining is None:
             return life
@@ -266,7 +281,7 @@ class Broker:
             raise NotAuthenticated("the session has ended; connect without the reconnection token")
         if principal.expires_at is not None and principal.expires_at < self.clock():
             raise NotAuthenticated("the token of the session has expired; connect with a new one")
-        workspace = self.registry.workspaces.get(self._workspace_name(principal, address.workspace, resumed=True))
+        workspace = self.registry.workspaces.get(self._workspace_name(principal, address.workspace))
         current: PeerSession | Parked | None = None
         if workspace is not None:
             current = workspace.members.get(client_id) or workspace.parked.get(client_id)
@@ -285,7 +300,7 @@ class Broker:
         client_id, name = check_client_id(credentials.client_id), check_name("workspace", credentials.workspace)
         principal = self.tokens.verify(credentials.token) if credentials.token else None
         if principal is not None:
-            self._workspace_name(principal, name, resumed=True)  # who has no access learns nothing of who is there
+            self._workspace_name(principal, name)  # who has no access learns nothing of who is there
         workspace = self.registry.workspaces.get(name)
         member = workspace.members.get(client_id) if workspace is not None else None
         parked = workspace.parked.get(client_id) if workspace is not None else None
@@ -299,17 +314,17 @@ class Broker:
             "or the cookie that its stream came with"
         )
 
-    def _workspace_name(self, principal: Principal, name: str | None, *, resumed: bool = False) -> str:
+    def _workspace_name(self, principal: Principal, name: str | None) -> str:
         """The workspace asked for, the principal's own when none was (``protocol.md`` 1.4).
 
-        One that a restart of the server has forgotten is there again for a *resumed* client with a grant: a refusal
-        would keep a legacy client away for ever.
+        Only the principal's own is made again when it is not there: of another one nobody can tell any more who may be
+        in it.
         """
         if name:
             check_name("workspace", name)
         wanted = name or principal.home or principal.id
         workspace = self.registry.workspaces.get(wanted)
-        if workspace is None and (wanted == principal.id or (resumed and wanted in principal.grants)):
+        if workspace is None and wanted == principal.id:
             return wanted
         if workspace is None or not may(principal, Action.JOIN, workspace).allowed:
             raise PermissionDenied(f"Permission denied for workspace {wanted}; it takes a token with access to it")
@@ -338,10 +353,10 @@ class Broker:
         :class:`LimitExceeded` when somebody was faster.
         """
         address, principal = admission.address, admission.principal
-        if not admission.resumed:
-            self._require_quota(principal)
-        name = self._workspace_name(principal, address.workspace, resumed=admission.resumed)
+        name = self._workspace_name(principal, address.workspace)
         workspace = self.registry.workspaces.get(name)
+        if workspace is None or not _has_place(workspace, admission):
+            self._require_quota(principal)
         if workspace is None:
             workspace = self.registry.create_workspace(name)
             self.registry.ledger.workspace(workspace)
@@ -389,14 +404,20 @@ class Broker:
             self.router.release(expected)
 
     def _require_quota(self, principal: Principal) -> None:
-        limit = self.limits.sessions_per_principal
-        if len(self.registry.sessions_of(principal.id)) >= limit:
-            raise LimitExceeded(f"sessions_per_principal = {limit} clients of this user are connected already")
+        quota = self.quotas.get(principal.account, {})
+        limit, name = ceiling(quota, "clients", self.limits.sessions_per_principal, "sessions_per_principal")
+        # A quota is the person's; the limit is for each user that tokens were issued to, so that many can share one.
+        if "clients" in quota:
+            connected = self.registry.connected(principal.account)
+        else:
+            connected = len(self.registry.sessions_of(principal.id))
+        if connected >= limit:
+            raise LimitExceeded(f"{name} = {limit} clients of this user are connected already")
 
     # --- going ------------------------------------------------------------------------------------------------
 
-    def leave(self, session: PeerSession, *, clean: bool) -> None:
-        """The end of a connection. *clean*: the client said goodbye itself, so nothing is kept for it.
+    def leave(self, session: PeerSession, *, clean: bool, expelled: bool = False) -> None:
+        """The end of a connection. *clean*: the client said goodbye itself, or was *expelled*; nothing is kept for it.
 
         Fails the calls that it worked on at once. Does nothing for a session that was superseded.
         """
@@ -415,18 +436,29 @@ class Broker:
             self._park(workspace, parked)
         else:
             self.registry.ledger.forget_session(session.address, [service.id for service in services])
-            self._remember_end(session.identity)
+            self._ended.add(session.identity, expelled=expelled)
         if not workspace.members and not workspace.parked:
             workspace.idle_since = self.now()
             if not workspace.owners:
                 self.registry.drop_if_unused(workspace)
         self.flush()
 
-    def expel_denied(self, workspace: Workspace) -> None:
-        """End the sessions of those who may not be in *workspace* any more."""
+    def expel_denied(self, workspace: Workspace, asker: Principal | None = None) -> None:
+        """End the sessions of those who may not be in *workspace* any more; *asker*'s own a moment later.
+
+        Who takes its own access away is answered first.
+        """
         for member in list(workspace.members.values()):
-            if not may(member.principal, Action.JOIN, workspace).allowed:
+            if may(member.principal, Action.JOIN, workspace).allowed:
+                continue
+            if asker is not None and member.principal.id == asker.id:
+                self._left.add(workspace.name)
+            else:
                 self.expel(member, "access to the workspace was taken away")
+        for parked in list(workspace.parked.values()):
+            # What its token says of one that a restart has brought is not known here. It is asked when it comes back.
+            if parked.principal is not None and not may(parked.principal, Action.JOIN, workspace).allowed:
+                self._end(parked)
 
     def delete_workspace(self, workspace: Workspace) -> None:
         """End *workspace* with everything in it."""
@@ -435,22 +467,33 @@ class Broker:
         for member in list(workspace.members.values()):
             self.expel(member, "the workspace was deleted")
         for parked in list(workspace.parked.values()):
-            self._remember_end(parked.identity)
-            self._unpark(parked)
+            self._end(parked)
         self.registry.drop_if_unused(workspace)
 
     def expel(self, session: PeerSession, reason: str) -> None:
-        """End a session for good. A modern client is told not to come back; a legacy one is refused when it tries."""
-        if not session.dialect.legacy_manager:
+        """End a session for good. A modern client is told not to come back; the others are refused when they try.
+
+        So is hypha-rpc for Python: that word makes it wait for itself, and its program never ends.
+        """
+        if not session.dialect.legacy_manager and session.dialect.language != "Python":
             farewell = Message({"type": "force-exit", "to": session.name, "reason": reason}, b"")
             session.tell(farewell, self.server.address)
-            session.outbox.flush()
+        session.outbox.flush()
         session.transport.close(1008, reason)
-        self.leave(session, clean=True)
+        self.leave(session, clean=True, expelled=True)
 
     def is_busy(self) -> bool:
         """Whether a call runs: between clients, from HTTP to a client, or of the server's own functions."""
         return any(session.inbound or session.server_calls for session in self.registry.sessions())
+
+    def end_revoked(self) -> None:
+        """End the sessions of those whose token was revoked, or who are blocked."""
+        for session in list(self.registry.sessions()):
+            if self.tokens.is_revoked(session.principal):
+                # Who returns is refused, which ends every client. The word with which others are expelled would leave
+                # hypha-rpc for Python waiting for itself.
+                session.transport.close(1008, "the token was revoked")
+                self.leave(session, clean=True)
 
     def give_up_calls(self) -> None:
         """Fail all calls that run, while their callers can still be told: the server is about to end."""
@@ -479,6 +522,7 @@ class Broker:
             since=now,
             until=now + self.limits.session_grace,
             subscriptions=frozenset(session.subscriptions),
+            principal=session.principal,
         )
 
     def _park(self, workspace: Workspace, parked: Parked) -> None:
@@ -502,15 +546,10 @@ class Broker:
         if not workspace.owners:
             self.registry.drop_if_unused(workspace)
 
-    def _remember_end(self, identity: str) -> None:
-        self._ended[identity] = self.now() + self.limits.reconnection_token_seconds
-        self.registry.ledger.ended(identity, self.limits.reconnection_token_seconds)
-        while len(self._ended) > _ENDED_REMEMBERED:
-            self._forget_oldest_end()
-
-    def _forget_oldest_end(self) -> None:
-        identity, _ = self._ended.popitem(last=False)
-        self.registry.ledger.forget_end(identity)
+    def _end(self, parked: Parked) -> None:
+        """Let nobody come back as *parked*."""
+        self._ended.add(parked.identity, expelled=True)
+        self._unpark(parked)
 
     # --- time -------------------------------------------------------------------------------------------------
 
@@ -529,11 +568,11 @@ class Broker:
             expires = session.principal.expires_at
             if expires is not None and expires < wall:
                 session.transport.close(1008, "the token has expired")
-            elif self.tokens.is_revoked(session.principal):
-                # Who returns is refused, which ends every client. The word with which others are expelled would leave
-                # hypha-rpc for Python waiting for itself.
-                session.transport.close(1008, "the token was revoked")
-                self.leave(session, clean=True)
+        self.end_revoked()
+        while self._left:
+            workspace = self.registry.workspaces.get(self._left.pop())
+            if workspace is not None:
+                self.expel_denied(workspace)
         self.tokens.sweep()
         for parked in self._suspended.expired(now):
             self._unpark(parked)
@@ -541,11 +580,17 @@ class Broker:
             idle = workspace.idle_since
             if idle is not None and now - idle > self.limits.session_grace:
                 self.registry.drop_if_unused(workspace)
-        while self._ended and next(iter(self._ended.values())) <= now:
-            self._forget_oldest_end()
+        self._ended.sweep()
         for expected in self.returning.late(now):
             self.router.give_up(expected)
         self.flush()
+
+
+def _has_place(workspace: Workspace, admission: Admission) -> bool:
+    """Whether the client comes back to what was kept for it, or to where it is connected: it was counted already."""
+    client = admission.address.client
+    before = workspace.members.get(client) or workspace.parked.get(client)
+    return admission.resumed and before is not None and before.identity == admission.identity
 
 
 def _proves(principal: Principal | None, identity: str | None, owner: Principal, expected: str) -> bool:

@@ -10,19 +10,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hypha.broker.access import Action, Level, level_in
+from hypha.broker.administering import AdministrationFunctions
 from hypha.broker.endpoint import ServerCall, chunk_functions
 from hypha.broker.function import Function
 from hypha.broker.info import summary
-from hypha.broker.issuing import issue
+from hypha.broker.issuing import issue, scopes
 from hypha.broker.manager import (
     BUILT_IN,
     DEFAULT,
     Manager,
     Run,
-    apply,
     as_map,
     own_workspace,
-    workspace_settings,
 )
 from hypha.broker.own import Visit
 from hypha.broker.registration import parse_registration, registrations
@@ -91,8 +90,6 @@ class LegacyManager(Manager):
             self.list_user_clients,
             self.get_service,
             self.generate_token,
-            self.create_workspace,
-            self.get_workspace_info,
             self.get_summary,
         )
         writing: tuple[Run, ...] = (self.update_client_info, self.register_service)
@@ -103,6 +100,8 @@ class LegacyManager(Manager):
         yield ("set",), self.set_workspace_info, Action.ADMINISTER
         for level in ("log", "info", "warning", "error", "critical"):
             yield (level,), self.log, Action.READ
+        for run, needs in AdministrationFunctions(self._broker).exported():
+            yield _names(run), run, needs
 
     # --- the service as an object -----------------------------------------------------------------------------
 
@@ -158,9 +157,9 @@ class LegacyManager(Manager):
             "local_base_url": call.sender.base_url,
         }
 
-    async def list_clients(self, call: ServerCall) -> list[str]:
-        """The plain ids of the workspace's clients, the server's own among them."""
-        return ["workspace-manager", *call.workspace.members]
+    async def list_clients(self, call: ServerCall, workspace: str | None = None) -> list[str]:
+        """The plain ids of the clients of the workspace, or of another that the caller may see; the server's, too."""
+        return ["workspace-manager", *self.visible(call, workspace).members]
 
     async def list_user_clients(self, call: ServerCall) -> list[str]:
         """The absolute ids of the caller's clients in all workspaces."""
@@ -181,6 +180,7 @@ class LegacyManager(Manager):
             raise InvalidArgument("'services' must be a list")
         parsed = [parse_registration(entry, session.address.client) for entry in entries]
         exported = any(entry.id == "default" for entry in parsed) and "default" not in session.services
+        self._registry.require_room(session, [entry.id for entry in parsed if not entry.is_hidden])
         self._registry.announce(session, parsed)
         if exported:
             await self._set_up(session)
@@ -202,6 +202,7 @@ class LegacyManager(Manager):
         )
         registration = parse_registration(answer, session.address.client)
         if registration.id not in session.services:  # the client was told not to notify
+            self._registry.require_room(session, [*session.services, registration.id])
             self._registry.announce(session, [*registrations(session), registration])
         return {**answer, "id": f"{session.name}:{registration.id}"}
 
@@ -282,21 +283,13 @@ class LegacyManager(Manager):
     async def generate_token(self, call: ServerCall, config: dict[str, Any] | None = None) -> str:
         """A token for the workspaces in ``config["scopes"]``, never wider or longer than the caller's own rights."""
         config = as_map(config, "generate_token takes a map")
-        grants = self._grants(call, config)
+        grants = scopes(self._broker, call.principal, config, call.workspace.name)
         home = next((name for name in grants if name == config.get("workspace")), None)
         return legacy_form(*issue(self._broker, call.principal, config, grants, home))
 
     async def set_workspace_info(self, call: ServerCall, config: dict[str, Any]) -> None:
         """Change the WorkspaceInfo of the workspace."""
-        if not isinstance(config, dict):
-            raise InvalidArgument("set takes a map")
-        if config.get("name", call.workspace.name) != call.workspace.name:
-            raise PermissionDenied("Changing workspace name is not allowed.")
-        if config.get("persistent") and call.principal.is_anonymous:
-            raise PermissionDenied("Only registered user can have a persistent workspace.")
-        apply(call.workspace, workspace_settings({key: value for key, value in config.items() if key != "name"}))
-        self.ledger.workspace(call.workspace)
-        self._broker.expel_denied(call.workspace)
+        self._broker.administration.update(call.principal, call.workspace, config)
 
 
 # --- helpers --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import inspect
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from hypha.broker.access import ROOT, Action, Principal, may
 from hypha.broker.function import Function
 from hypha.broker.inflight import begin_call, cancel_call, end_call, settle
 from hypha.broker.outbox import DirtyOutboxes, flush_dirty
-from hypha.broker.own import OwnServices, Visit
+from hypha.broker.own import CallBack, OwnServices, Visit
 from hypha.broker.registry import Registry, Workspace
 from hypha.broker.session import Arrival, PeerSession, Session, gone_text, server_stamp
 from hypha.config import Limits
@@ -120,13 +121,17 @@ class ServerSession(Session):
         self._table = CallTable()
         self._running: set[_Running] = set()
         self._callbacks: dict[str, Callbacks] = {}
+        #: By caller and session: the calls of the server's own services that have not been answered.
+        self._cancellable: dict[tuple[PeerSession, str], trio.CancelScope] = {}
 
     # --- being called -----------------------------------------------------------------------------------------
 
     def deliver(self, sender: PeerSession, frame: Frame, to: Address) -> None:
         """Take a frame that is addressed to the server as *to*."""
         if frame.type == "method" and frame.method is not None:
-            if frame.method.startswith("services."):
+            if frame.method == calls.CANCEL and not frame.wants_answer:
+                self._cancel(sender, frame)
+            elif frame.method.startswith("services."):
                 self._start(sender, frame, to)
             else:
                 self._session_method(sender, frame, to, frame.method)
@@ -143,8 +148,24 @@ class ServerSession(Session):
             return
         sender.server_calls += 1
         sender.server_call_bytes += size
-        sender.arrived.append(Arrival(frame, to, substitute, size))
+        scope = None
+        # Of two calls of one session the first is meant by it.
+        is_first = frame.session is not None and (sender, frame.session) not in self._cancellable
+        if frame.session is not None and is_first and self.own.find(to, frame.method or "") is not None:
+            scope = self._cancellable[sender, frame.session] = trio.CancelScope()
+        sender.arrived.append(Arrival(frame, to, substitute, size, scope))
         sender.transport.start_soon(self._serve, sender)
+
+    def _cancel(self, sender: PeerSession, frame: Frame) -> None:
+        """A caller waits no more for a call of one of the server's own services, which then ends at once."""
+        try:
+            args = calls.parse_call(frame.extra(), None).args
+        except HyphaError as exc:
+            logger.info("unreadable cancellation from %s: %s", sender.name, exc)
+            return
+        scope = self._cancellable.get((sender, args[0])) if args and isinstance(args[0], str) else None
+        if scope is not None:
+            scope.cancel()
 
     def refusal(self, sender: PeerSession) -> LimitExceeded | None:
         """Why a further call cannot run now."""
@@ -161,16 +182,19 @@ class ServerSession(Session):
 
         Of those that have not begun it is the one that came first: tasks that are started together begin in any order.
         """
-        frame, to, substitute, size = sender.arrived.popleft()
+        frame, to, substitute, size, scope = sender.arrived.popleft()
         try:
-            body = calls.parse_call(frame.extra(), frame.session)
-            frame.set_body(b"")  # decoded, it need not be kept as bytes too
-            call = partial(self._call_function, sender, to, body, substitute or frame.method or "")
-            await self._run(sender, frame, to, body.promise, call)
+            with scope or nullcontext():
+                body = calls.parse_call(frame.extra(), frame.session)
+                frame.set_body(b"")  # decoded, it need not be kept as bytes too
+                call = partial(self._call_function, sender, to, body, substitute or frame.method or "")
+                await self._run(sender, frame, to, body.promise, call)
         except HyphaError as exc:
             logger.info("call from %s cannot be answered: %s", sender.name, exc)
             self._reject(sender, frame, to, exc)
         finally:
+            if scope is not None and frame.session is not None:
+                self._cancellable.pop((sender, frame.session), None)
             sender.server_calls -= 1
             sender.server_call_bytes -= size
             flush_dirty(self._dirty)
@@ -207,7 +231,13 @@ class ServerSession(Session):
     async def _call_function(self, sender: PeerSession, to: Address, body: CallBody, path: str) -> Any:
         service = self.own.find(to, path)
         if service is not None:
-            visit = Visit(sender.principal, sender.address.workspace, sender.base_url, sender.dialect.language)
+            visit = Visit(
+                sender.principal,
+                sender.address.workspace,
+                sender.base_url,
+                sender.dialect.language,
+                partial(self.caller_of, sender, to),
+            )
             return await self.own.call(service, path, visit, body.args, body.kwargs)
         home = sender.address.workspace if to.client != LEGACY_SERVER_CLIENT else to.workspace
         workspace = self._registry.workspaces.get(home)
@@ -385,6 +415,17 @@ class ServerSession(Session):
         if target.open:
             target.outbox.put_control(*calls.notice(target.name, method).encode(stamp))
             flush_dirty(self._dirty)
+
+    def caller_of(self, sender: PeerSession, to: Address, function: object) -> CallBack:
+        """What calls a function that *sender* has sent along with a call to *to*. Raises what :meth:`call` raises.
+
+        Raises :class:`InvalidArgument` itself for what is no function, or one of somebody else.
+        """
+        told = function if isinstance(function, dict) and values.is_method(function) else {}
+        method, target = told.get("_rmethod"), told.get("_rtarget")
+        if not isinstance(method, str) or target not in (sender.name, sender.address.client):
+            raise InvalidArgument("a function to be called back must be one of the caller's own")
+        return partial(self.call, sender, method, source=to, stamp=server_stamp(to, sender.address.workspace))
 
     async def _send(
         self,

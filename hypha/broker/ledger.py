@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hypha.broker.registry import Workspace
 
 WORKSPACE, BOOKMARKS, ENVIRONMENT, TYPE, EVENT = "workspace", "bookmarks", "environment", "service type", "event"
-SESSION, SERVICE, ENDED = "session", "service", "ended"
+SESSION, SERVICE, ENDED, QUOTA = "session", "service", "ended", "quota"
 
 #: Fields of a workspace that are no settings: its name, who is there now, and what has records of its own.
 _NO_SETTINGS = frozenset(
@@ -81,6 +81,13 @@ class Ledger:
             self.records.remove(TYPE, f"{workspace.name}/{info['id']}")
         for event in workspace.journal:
             self.records.remove(EVENT, _event_name(workspace, event))
+
+    def quota(self, account: str, quota: dict[str, int]) -> None:
+        """The quota of a user has changed."""
+        if quota:
+            self.records.put(QUOTA, account, quota, firm=True)
+        else:
+            self.records.remove(QUOTA, account, firm=True)
 
     # --- sessions ---------------------------------------------------------------------------------------------
 

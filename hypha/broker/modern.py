@@ -12,14 +12,15 @@ import trio
 
 import hypha
 from hypha.broker import events
-from hypha.broker.access import Action, Level, level_in, may
+from hypha.broker.access import Action, level_in, may
+from hypha.broker.administering import AdministrationFunctions
 from hypha.broker.bookmarks import BookmarkFunctions
 from hypha.broker.builtin import BUILT_IN_CONFIG, built_in_functions
 from hypha.broker.endpoint import ServerCall
 from hypha.broker.environment import EnvironmentFunctions
 from hypha.broker.function import Function
 from hypha.broker.info import built_in_info, service_info
-from hypha.broker.issuing import issue
+from hypha.broker.issuing import issue, scopes
 from hypha.broker.journal import JournalFunctions
 from hypha.broker.manager import BUILT_IN, DEFAULT, Manager, Run, as_map
 from hypha.broker.registration import parse_registration
@@ -38,7 +39,6 @@ logger = logging.getLogger(__name__)
 _BUILT_IN_NAME = "built-in"
 _MANAGER_NAME = "~"
 _LIST_KEYS = frozenset({"visibility", "workspace", "client_id", "service_id", "id", "type", "app_id"})
-_MAX_LISTED = 1000  # workspaces in one answer
 _PING_SECONDS = 5.0
 _MAX_PING_SECONDS = 60.0
 
@@ -66,6 +66,7 @@ def functions(broker: Broker) -> dict[str, Function]:
         ServiceTypeFunctions(manager).exported(),
         BookmarkFunctions(manager).exported(),
         EnvironmentFunctions(manager).exported(),
+        AdministrationFunctions(broker).exported(),
     )
     for run, needs in itertools.chain.from_iterable(offered):
         table[DEFAULT + run.__name__] = Function.of(run, needs, described=True)
@@ -88,11 +89,6 @@ class ModernManager(Manager):
             self.ping,
             self.generate_token,
             self.parse_token,
-            self.revoke_token,
-            self.create_workspace,
-            self.delete_workspace,
-            self.get_workspace_info,
-            self.list_workspaces,
             self.get_summary,
             self.check_status,
             self.subscribe,
@@ -224,8 +220,13 @@ class ModernManager(Manager):
         return member
 
     async def _find(self, call: ServerCall, wanted: ServiceQuery, app: str | None, mode: object) -> Service:
-        look = partial(self._resolve, call, wanted, app, mode)
-        return await self._broker.returning.find(look, [wanted], call.principal, call.workspace.name, app)
+        look, home = partial(self._resolve, call, wanted, app, mode), call.workspace.name
+        try:
+            return await self._broker.returning.find(look, [wanted], call.principal, home, app)
+        except NoSuchService:
+            # Takes a while to find out, and is asked for only when nobody is waited for any more.
+            hint = not_found_hint(self._registry.near_names(wanted.service, call.principal, home))
+            raise _not_found(wanted.workspace or home, wanted, app, hint) from None
 
     def _resolve(self, call: ServerCall, wanted: ServiceQuery, app: str | None, mode: object) -> Service:
         registry, home = self._registry, call.workspace.name
@@ -240,8 +241,7 @@ class ModernManager(Manager):
         if place not in {home, PUBLIC_WORKSPACE}:
             # One answer for what is there and for what is not (decisions.md 17).
             raise PermissionDenied(f"Permission denied for non-public service in workspace {place}")
-        hint = not_found_hint(registry.near_names(wanted.service, call.principal, home))
-        raise _not_found(place, wanted, app, hint)
+        raise _not_found(place, wanted, app)
 
     async def list_services(
         self,
@@ -288,8 +288,7 @@ class ModernManager(Manager):
 
     async def list_clients(self, call: ServerCall, workspace: str | None = None) -> list[dict[str, Any]]:
         """The clients of the workspace, or of another that the caller may see, each with its user."""
-        place = self.visible(call, workspace)
-        return [{"id": item.name, "user": item.principal.to_wire(place.name)} for item in place.members.values()]
+        return self._broker.administration.clients(self.visible(call, workspace))
 
     async def ping(self, call: ServerCall, client_id: str, timeout: float = 5) -> str:  # noqa: ASYNC109  a wire name
         """``"pong"`` when the client answers, otherwise what is wrong with it."""
@@ -334,7 +333,7 @@ class ModernManager(Manager):
         settings = {**as_map(config, "generate_token takes a map"), **options}
         if settings.get("extra_scopes"):
             raise InvalidArgument("extra_scopes are not known to this server")
-        grants = self._grants(call, settings)
+        grants = scopes(self._broker, call.principal, settings, call.workspace.name)
         home = settings.get("workspace") or next(iter(grants))
         return issue(self._broker, call.principal, settings, grants, home if home in grants else None)[1]
 
@@ -342,43 +341,7 @@ class ModernManager(Manager):
         """The user that a token proves."""
         return self._broker.tokens.verify(_token(token)).to_wire(call.workspace.name)
 
-    async def revoke_token(self, call: ServerCall, token: str) -> None:
-        """Let a token be refused from now on, with all that was issued through it; who came with it is disconnected.
-
-        That may do who holds it, who issued it, and an administrator of every workspace that it opens.
-        """
-        holder = self._broker.tokens.verify(_token(token))
-        opened = [self.named(name) for name in holder.grants]
-        administers = opened and all(
-            place is not None and may(call.principal, Action.ADMINISTER, place).allowed for place in opened
-        )
-        if not administers and not call.principal.holds_or_issued(holder):
-            raise PermissionDenied("a token is revoked by who holds or issued it, or administers its workspace")
-        self._broker.tokens.revoke(holder, call.principal.parent or call.principal.id)
-
     # --- workspaces -------------------------------------------------------------------------------------------
-
-    async def delete_workspace(self, call: ServerCall, workspace: str) -> None:
-        """End a workspace that the caller administers: its clients are disconnected for good."""
-        place = self.visible(call, workspace)
-        if not may(call.principal, Action.ADMINISTER, place).allowed or place.name == PUBLIC_WORKSPACE:
-            raise PermissionDenied(f"Permission denied for workspace {place.name}.")
-        if place is call.workspace:
-            raise InvalidArgument("the workspace that you are connected to cannot be deleted; connect to another one")
-        self._broker.delete_workspace(place)
-
-    async def list_workspaces(
-        self, call: ServerCall, match: dict[str, Any] | None = None, offset: int = 0, limit: int = 256
-    ) -> list[dict[str, Any]]:
-        """The workspaces that the caller has a part in, or those of them that match a map."""
-        match = as_map(match, "'match' must be a map")
-        if not all(isinstance(number, int) and number >= 0 for number in (offset, limit)):
-            raise InvalidArgument("'offset' and 'limit' must be whole numbers")
-        own = (place for place in self._registry.workspaces.values() if level_in(call.principal, place) > Level.NONE)
-        shown = ("id", "name", "description", "read_only", "persistent", "owners")
-        listed = [{key: value for key, value in place.describe().items() if key in shown} for place in own]
-        found = [entry for entry in listed if all(entry.get(key) == value for key, value in match.items())]
-        return found[offset : offset + min(limit, _MAX_LISTED)]
 
     async def check_status(self, call: ServerCall) -> dict[str, Any]:
         """Whether the workspace can be used, and what the caller may do in it."""

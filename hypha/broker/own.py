@@ -7,14 +7,14 @@ told in the same words both ways.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hypha.broker.access import Action, Principal, may
 from hypha.broker.function import Function
 from hypha.broker.info import summary
-from hypha.errors import NotFound, PermissionDenied
+from hypha.errors import InvalidArgument, NotFound, PermissionDenied
 from hypha.wire import values
 from hypha.wire.address import PUBLIC_WORKSPACE, Address
 
@@ -24,17 +24,28 @@ if TYPE_CHECKING:
     from hypha.broker.session import Service, Session
 
 
+#: Calls a function of a caller with arguments, and waits for its end.
+CallBack = Callable[[list[Any]], Awaitable[Any]]
+
+
+def _no_functions(function: object) -> CallBack:
+    raise InvalidArgument("who calls over HTTP cannot send a function along")
+
+
 @dataclass(frozen=True, slots=True)
 class Visit:
     """Who calls. *workspace*: from where. *base_url*: the address at which the caller reached the server.
 
     *language*: what is known of the calling program, for people: ``Python``, ``JavaScript``, or ``HTTP``.
+    *call_back*: what makes a function of the caller's, as it travels, one to be called here; see
+    :meth:`ServerSession.caller_of`. Over HTTP there are none.
     """
 
     principal: Principal
     workspace: str
     base_url: str
     language: str
+    call_back: Callable[[Any], CallBack] = _no_functions
 
 
 class OwnServices:
@@ -79,7 +90,7 @@ class OwnServices:
         paths = {name: f"services.{service.id}.{name}" for (name,) in service.functions}
         target = str(self._address)
         methods = {
-            name: values.method(target, path, **self._functions[path].annotations(name))
+            name: values.method(target, path, _rcancel=True, **self._functions[path].annotations(name))
             for name, path in sorted(paths.items())
         }
         return {**summary(service), "id": service.id, **methods}

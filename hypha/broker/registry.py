@@ -6,6 +6,7 @@ import difflib
 import itertools
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from hypha.broker.events import publish
 from hypha.broker.info import service_info
 from hypha.broker.journal import Journal
 from hypha.broker.ledger import Ledger
+from hypha.broker.quotas import ceiling
 from hypha.broker.records import Records
 from hypha.broker.registration import (
     Registration,
@@ -49,14 +51,22 @@ class Workspace:
     """
 
     name: str
+    #: Tells it from others that had its name before; empty for those that nobody else can have made.
+    identity: str = ""
     owners: list[str] = field(default_factory=list)
     allow_list: list[str] = field(default_factory=list)
     deny_list: list[str] = field(default_factory=list)
+    #: The level of others, by user id or e-mail address: ``read``, ``read_write`` or ``admin``.
+    permissions: dict[str, str] = field(default_factory=dict)
+    #: What an administrator of the server has set in the place of limits (:mod:`hypha.broker.quotas`).
+    quota: dict[str, int] = field(default_factory=dict)
     visibility: str = "protected"
     description: str | None = None
     persistent: bool = False
     #: Whose quota it counts against, whoever owns it later; None for a user's own workspace.
     creator: str | None = None
+    #: Whether somebody without an account has made it, or has given it owners, so that it stays when that one leaves.
+    of_stranger: bool = False
     own_services: dict[str, Service] = field(default_factory=dict)
     members: dict[str, PeerSession] = field(default_factory=dict)
     parked: dict[str, Parked] = field(default_factory=dict)
@@ -78,6 +88,8 @@ class Workspace:
             "owners": list(self.owners),
             "allow_list": list(self.allow_list),
             "deny_list": list(self.deny_list),
+            "permissions": dict(self.permissions),
+            "quota": dict(self.quota),
             "visibility": self.visibility,
             "read_only": False,
             "config": {"bookmarks": self.bookmarks},
@@ -102,6 +114,9 @@ class Registry:
         self._reserved = RESERVED_NAMES | frozenset(reserved)
         self._by_service_id: dict[str, dict[Service, None]] = {}
         self._by_principal: dict[str, dict[PeerSession, None]] = {}
+        self._by_account: Counter[str] = Counter()
+        self._by_creator: dict[str, set[Workspace]] = {}
+        self._of_strangers: set[Workspace] = set()
         self._order = itertools.count()
         self.workspaces[PUBLIC_WORKSPACE] = Workspace(PUBLIC_WORKSPACE, visibility="public", persistent=True)
 
@@ -130,10 +145,47 @@ class Registry:
         return workspace
 
     def drop_if_unused(self, workspace: Workspace) -> None:
-        """Remove a workspace that nobody is in, nobody may return to and nobody asked to keep."""
+        """Remove a workspace that nobody is in, nobody may return to and nobody asked to keep.
+
+        ``public`` stays, whatever was set: the server itself offers services there.
+        """
         unused = not (workspace.members or workspace.parked or workspace.persistent)
+        if workspace.name == PUBLIC_WORKSPACE:
+            return
         if unused and self.workspaces.pop(workspace.name, None) is not None:
             self.ledger.forget_workspace(workspace)
+            self._of_strangers.discard(workspace)
+            created = self._by_creator.get(workspace.creator or "", set())
+            created.discard(workspace)
+            if not created:
+                self._by_creator.pop(workspace.creator or "", None)
+
+    def count(self, workspace: Workspace) -> None:
+        """Count *workspace*, of which it is known now who has made it. Does nothing when it is counted already."""
+        if workspace.creator is not None:
+            self._by_creator.setdefault(workspace.creator, set()).add(workspace)
+        if workspace.of_stranger:
+            self._of_strangers.add(workspace)
+
+    def created_by(self, account: str) -> Collection[Workspace]:
+        """The workspaces that count against *account*."""
+        return self._by_creator.get(account, set())
+
+    def make_room_for_stranger(self) -> None:
+        """Forget the workspace that nobody has used for longest, when strangers have too many.
+
+        Raises :class:`LimitExceeded` when all are used.
+        """
+        limit = self.limits.anonymous_workspaces
+        if len(self._of_strangers) < limit:
+            return
+        of_strangers = [place for place in self._of_strangers if not place.persistent]
+        if len(of_strangers) < limit:
+            return
+        idle = [(place.idle_since, place.name) for place in of_strangers if place.idle_since is not None]
+        if not idle:
+            raise LimitExceeded(f"anonymous_workspaces = {limit} workspaces of users without an account are used now")
+        self.drop_if_unused(self.workspaces[min(idle)[1]])
 
     # --- sessions ---------------------------------------------------------------------------------------------
 
@@ -146,11 +198,14 @@ class Registry:
         workspace = self.workspaces[session.address.workspace]
         if session.address.client in workspace.members:
             raise Conflict(f"client id {session.address.client!r} is connected already")
-        if len(workspace.members) >= self.limits.sessions_per_workspace:
-            raise LimitExceeded(f"sessions_per_workspace = {self.limits.sessions_per_workspace} are connected already")
+        limits = self.limits
+        most, name = ceiling(workspace.quota, "clients", limits.sessions_per_workspace, "sessions_per_workspace")
+        if len(workspace.members) >= most:
+            raise LimitExceeded(f"{name} = {most} are connected already")
         workspace.members[session.address.client] = self.peers[session.name] = session
         workspace.idle_since = None
         self._by_principal.setdefault(session.principal.id, {})[session] = None
+        self._by_account[session.principal.account] += 1
 
     def remove(self, session: PeerSession) -> None:
         """Take a session and its services out. Does nothing when another generation has its place."""
@@ -164,6 +219,9 @@ class Registry:
             del same_principal[session]
             if not same_principal:
                 del self._by_principal[session.principal.id]
+            self._by_account[session.principal.account] -= 1
+            if not self._by_account[session.principal.account]:
+                del self._by_account[session.principal.account]
 
     def sessions(self) -> Iterator[PeerSession]:
         """Every client connected now."""
@@ -172,6 +230,10 @@ class Registry:
     def sessions_of(self, principal_id: str) -> Collection[PeerSession]:
         """The clients of one principal that are connected now."""
         return self._by_principal.get(principal_id, {}).keys()
+
+    def connected(self, account: str) -> int:
+        """How many clients are connected now that count against *account*."""
+        return self._by_account[account]
 
     # --- services ---------------------------------------------------------------------------------------------
 
@@ -229,6 +291,7 @@ class Registry:
         others = [other for other in registrations(session) if other.id != entry.id]
         require_within(self.limits, [*others, entry])
         if before is None:
+            self.require_room(session, [*session.services, entry.id])
             self._require_singleton(session, entry)
         else:
             self._unlist(before)
@@ -258,6 +321,18 @@ class Registry:
         for service_id in ids:
             if service_id in home.own_services:
                 raise Conflict(f"service id {service_id!r} in workspace {home.name!r} is the server's own")
+
+    def require_room(self, session: PeerSession, ids: Iterable[str]) -> None:
+        """Raise :class:`LimitExceeded` when the workspace has no room for *session* to offer just *ids*.
+
+        What comes back after a lost connection is not asked: it was there before.
+        """
+        home, limits = self.workspaces[session.address.workspace], self.limits
+        most, name = ceiling(home.quota, "services", limits.services_per_workspace, "services_per_workspace")
+        wanted = set(ids)
+        others = sum(len(member.services) for member in home.members.values() if member is not session)
+        if len(wanted) > len(session.services) and others + len(wanted) > most:
+            raise LimitExceeded(f"{name} = {most} services are offered in the workspace already")
 
     def _require_singleton(self, session: PeerSession, entry: Registration) -> None:
         for other in self.named(entry.id):

@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from hypha.broker import ledger
+from hypha.broker.issued import ISSUED, IssuedToken, issued_token
 from hypha.broker.journal import Event
 from hypha.broker.registration import Registration
 from hypha.broker.registry import Registry
-from hypha.broker.revocations import REVOKED
+from hypha.broker.revocations import BLOCKED, REVOKED
 from hypha.broker.suspended import Parked
 from hypha.config import Limits
 from hypha.wire.address import Address
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_REGISTRATION = Registration.__dataclass_fields__.keys()
+
 
 @dataclass(slots=True)
 class Kept:
@@ -28,7 +31,8 @@ class Kept:
 
     *parked*: sessions of which each was connected when the server ended, or lost before; the first to expire first.
     *revoked*: token id -> owner and end in seconds since the epoch. *ended*: session identity -> end in trio time, the
-    first to expire first. The others, by workspace or by the name of their record: what was set, and what was left.
+    first to expire first. *issued*: the oldest first. The others, by workspace or by the name of their record: what
+    was set, and what was left.
     """
 
     settings: list[tuple[str, dict[str, Any]]]
@@ -39,6 +43,9 @@ class Kept:
     parked: list[Parked]
     revoked: dict[str, tuple[str, float]]
     ended: dict[str, float]
+    blocked: dict[str, dict[str, Any]]
+    quotas: dict[str, dict[str, int]]
+    issued: list[IssuedToken]
     youngest: int = -1
 
     def enter_workspaces(self, registry: Registry) -> None:
@@ -82,6 +89,9 @@ def read(records: Iterable[tuple[str, str, Any]], wall: float, now: float, limit
         parked=sorted((item for _, item in parked), key=lambda item: item.until),
         revoked=dict(each(REVOKED, lambda value: (str(value[0]), float(value[1])))),
         ended=dict(sorted(ended, key=lambda item: item[1])),
+        blocked=dict(each(BLOCKED, dict)),
+        quotas=dict(each(ledger.QUOTA, dict)),
+        issued=sorted((token for _, token in each(ISSUED, issued_token)), key=lambda token: token.issued_at),
         youngest=max((item.since or 0 for own in services.values() for item in own), default=-1),
     )
 
@@ -90,14 +100,15 @@ def _built(kind: str, values: Iterable[tuple[str, Any]], build: Callable[[Any], 
     for name, value in values:
         try:
             yield name, build(value)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             logger.error("the record %s %r is of another form and is left alone: %r", kind, name, error)
 
 
 def _service(value: Any) -> tuple[str, Registration]:
     owner, entry = value
-    known = {key: item for key, item in entry.items() if key in Registration.__dataclass_fields__}
-    return owner, Registration(**known)
+    if not entry.keys() <= _REGISTRATION:
+        entry = {key: item for key, item in entry.items() if key in _REGISTRATION}
+    return owner, Registration(**entry)
 
 
 def _parked(

@@ -6,8 +6,12 @@ them, at most until the time is over, instead of being told that nobody is there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
+from typing import TypeVar
 
 import trio
 
@@ -16,14 +20,17 @@ from hypha.broker.registration import Registration, authorized_workspaces, visib
 from hypha.broker.registry import Registry
 from hypha.broker.session import PeerSession, Service, gone_text
 from hypha.broker.suspended import Parked
-from hypha.errors import HyphaError, NotFound, PeerGone, PermissionDenied
+from hypha.config import Limits
+from hypha.errors import HyphaError, LimitExceeded, NotFound, PeerGone, PermissionDenied
 from hypha.wire.address import PUBLIC_WORKSPACE, Address, ServiceQuery
 from hypha.wire.frame import Frame
 
 _BUILT_IN = "built-in"
 
+K = TypeVar("K")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Missed:
     """A service of a client that is not back yet, as policy and look-up see it."""
 
@@ -39,6 +46,11 @@ class Missed:
         """That of its client."""
         return self.address.workspace
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Its workspace and its id."""
+        return self.address.workspace, self.id
+
 
 @dataclass(slots=True, eq=False)
 class Expected:
@@ -51,22 +63,35 @@ class Expected:
 
 
 class Returning:
-    """The clients that are not back yet, by address and by what they offer. Empty but for a moment."""
+    """The clients that are not back yet, by address and by what they offer. Empty but for a moment.
 
-    def __init__(self, registry: Registry) -> None:
+    All come back within the same seconds, while many wait: a client that returns wakes only those who wait for it.
+    """
+
+    def __init__(self, registry: Registry, limits: Limits) -> None:
         self._registry = registry
+        self._limits = limits
         self._expected: dict[str, Expected] = {}
-        self._missed: dict[str, dict[Missed, None]] = {}
-        self._news: dict[str, trio.Event] = {}
+        #: By workspace and id.
+        self._missed: dict[tuple[str, str], dict[Missed, None]] = {}
+        #: By id: those that everybody may find by their bare names, the oldest first.
+        self._public: dict[str, dict[Missed, None]] = {}
+        #: Who takes any service of a workspace and id waits for these.
+        self._news: dict[tuple[str, str], trio.Event] = {}
+        self._requests = 0
         #: trio time after which nobody is waited for.
         self.until = 0.0
 
-    def expect(self, parked: Parked) -> None:
-        """Wait for the client of *parked*."""
-        services = tuple(_missed(parked.address, item) for item in parked.registrations)
-        self._expected[str(parked.address)] = Expected(parked.address, services)
-        for missed in services:
-            self._missed.setdefault(missed.id, {})[missed] = None
+    def expect(self, all_parked: Iterable[Parked]) -> None:
+        """Wait for the clients of *all_parked*. Called once."""
+        for parked in all_parked:
+            services = tuple(_missed(parked.address, item) for item in parked.registrations)
+            self._expected[str(parked.address)] = Expected(parked.address, services)
+        offered = (missed for expected in self._expected.values() for missed in expected.services)
+        for missed in sorted(offered, key=attrgetter("since")):
+            self._missed.setdefault(missed.place, {})[missed] = None
+            if missed.visibility == "public":
+                self._public.setdefault(missed.id, {})[missed] = None
 
     # --- who waits --------------------------------------------------------------------------------------------
 
@@ -81,16 +106,19 @@ class Returning:
     async def find(
         self,
         look: Callable[[], Service],
-        queries: Iterable[ServiceQuery],
+        queries: Collection[ServiceQuery],
         principal: Principal,
         home: str,
         app: str | None = None,
+        *,
+        is_request: bool = False,
     ) -> Service:
         """What *look* finds, now or when a client that is expected has come.
 
         *queries* say what is looked for, *app* of which app, *principal* and *home* who asks and from where: nobody
-        learns by waiting what it may not see. Raises what *look* raises, and :class:`PeerGone` when it was waited for
-        nothing.
+        learns by waiting what it may not see. *is_request*: it comes by HTTP, where nothing else bounds how many wait.
+        Raises what *look* raises, :class:`PeerGone` when it was waited for nothing, and :class:`LimitExceeded` for a
+        request too many.
         """
         waited: Missed | None = None
         while True:
@@ -98,25 +126,59 @@ class Returning:
             best = self._best(queries, principal, home, app, found) if self._expected else None
             if best is None:
                 break
-            waited = best
-            await self._news.setdefault(best.id, trio.Event()).wait()
+            waited, news = best
+            with self._request() if is_request else nullcontext():
+                await news.wait()
         if found is not None:
             return found
         if waited is not None and isinstance(error, NotFound | PermissionDenied):
             raise PeerGone(late_text(waited.address))
         raise error or NotFound("there is no such service")
 
+    @contextmanager
+    def _request(self) -> Iterator[None]:
+        """Around the waiting of an HTTP request."""
+        most = self._limits.returning_requests
+        if self._requests >= most:
+            raise LimitExceeded(f"returning_requests = {most} requests wait for clients to come back; ask again later")
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+
     def _best(
-        self, queries: Iterable[ServiceQuery], principal: Principal, home: str, app: str | None, found: Service | None
-    ) -> Missed | None:
-        """A service that is not back and would be taken in the place of *found*."""
+        self,
+        queries: Iterable[ServiceQuery],
+        principal: Principal,
+        home: str,
+        app: str | None,
+        found: Service | None,
+    ) -> tuple[Missed, trio.Event] | None:
+        """A service that is not back and would be taken in the place of *found*, and what to wait for."""
         for query in queries:
-            for missed in self._missed.get(query.service, ()):
-                wanted = _matches(query, missed, home) and app in {None, missed.app_id}
-                better = found is None or (_is_bare(query) and _rank(missed, home) < _rank(found, home))
-                if wanted and better and self._may_call(principal, home, missed):
-                    return missed
+            for missed in self._candidates(query, home):
+                if found is not None and not (_is_bare(query) and _rank(missed, home) < _rank(found, home)):
+                    break  # nor are those behind it
+                if app in {None, missed.app_id} and self._may_call(principal, home, missed):
+                    return missed, self._end_of_waiting(query, missed)
         return None
+
+    def _candidates(self, query: ServiceQuery, home: str) -> Iterable[Missed]:
+        """What *query* may mean, in the order of :func:`_rank`."""
+        if _is_bare(query):
+            places = (self._missed.get((place, query.service), ()) for place in (home, PUBLIC_WORKSPACE))
+            return chain(*places, self._public.get(query.service, ()))
+        place = query.workspace or home
+        if query.client is None:
+            return self._missed.get((place, query.service), ())
+        expected = self._expected.get(f"{place}/{query.client}")
+        return (missed for missed in expected.services if missed.id == query.service) if expected is not None else ()
+
+    def _end_of_waiting(self, query: ServiceQuery, missed: Missed) -> trio.Event:
+        if query.client is not None:
+            return self._expected[str(missed.address)].over
+        return self._news.setdefault(missed.place, trio.Event())  # another client of the workspace will do
 
     def _may_call(self, principal: Principal, home: str, missed: Missed) -> bool:
         workspace = self._registry.workspaces[missed.workspace]
@@ -142,18 +204,14 @@ class Returning:
         expected = self._expected.pop(str(address), None) if self._expected else None
         if expected is not None:
             for missed in expected.services:
-                same = self._missed[missed.id]
-                del same[missed]
-                if not same:
-                    del self._missed[missed.id]
-                self._tell(missed.id)
+                _take_out(self._missed, missed.place, missed)
+                if missed.visibility == "public":
+                    _take_out(self._public, missed.id, missed)
+                news = self._news.pop(missed.place, None)
+                if news is not None:
+                    news.set()
             expected.over.set()
         return expected
-
-    def _tell(self, service_id: str) -> None:
-        news = self._news.pop(service_id, None)
-        if news is not None:
-            news.set()
 
     def late(self, now: float) -> Iterator[Expected]:
         """Those whose time is over at *now*, trio time; nobody waits for them any more."""
@@ -166,6 +224,13 @@ class Returning:
 def late_text(address: Address) -> str:
     """What is said of a client that did not come back in time."""
     return f"{gone_text(address)}; it has not come back since the server was started again"
+
+
+def _take_out(index: dict[K, dict[Missed, None]], key: K, missed: Missed) -> None:
+    same = index[key]
+    del same[missed]
+    if not same:
+        del index[key]
 
 
 def _missed(address: Address, entry: Registration) -> Missed:
@@ -188,12 +253,6 @@ def _attempt(look: Callable[[], Service]) -> tuple[Service | None, HyphaError | 
 
 def _is_bare(query: ServiceQuery) -> bool:
     return query.workspace is None and query.client is None
-
-
-def _matches(query: ServiceQuery, missed: Missed, home: str) -> bool:
-    if _is_bare(query):
-        return missed.visibility == "public" or missed.workspace in {home, PUBLIC_WORKSPACE}
-    return missed.workspace == (query.workspace or home) and query.client in {None, missed.address.client}
 
 
 def _rank(service: Service | Missed, home: str) -> tuple[int, int]:

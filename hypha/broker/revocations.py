@@ -1,24 +1,27 @@
-"""Which tokens were revoked. What a revoked token has issued, however indirectly, is revoked with it."""
+"""Which tokens and which users were revoked. What they have issued, however indirectly, is revoked with them."""
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
 from collections.abc import Collection
+from typing import Any
 
+from hypha.broker.access import Principal
 from hypha.broker.records import Records
 from hypha.config import Limits
 from hypha.errors import LimitExceeded
 
-#: The kind of their records.
-REVOKED = "revoked"
+#: The kinds of their records.
+REVOKED, BLOCKED = "revoked", "blocked"
 
 
 class Revocations:
-    """The ids of revoked tokens, each until its token would have expired by itself.
+    """The ids of revoked tokens, each until its token would have expired by itself, and blocked users.
 
-    One is never forgotten earlier to make room: when there is none, revoking fails and says so. They are kept in
-    *records*, ids and no secrets.
+    One is never forgotten earlier to make room: when there is none, revoking fails and says so, but for administrators
+    of the server. A user, by id or e-mail address, is blocked until that is taken back: *blocked* tells when that was,
+    in seconds since the epoch, and why. Both are kept in *records*, ids and no secrets.
     """
 
     def __init__(self, limits: Limits, records: Records | None = None) -> None:
@@ -27,24 +30,32 @@ class Revocations:
         self._owners: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
         self._ends: list[tuple[float, str]] = []
+        self.blocked: dict[str, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._owners)
 
-    def add(self, token: str, owner: str, until: float) -> None:
-        """Revoke the token of that id until *until*, in seconds since the epoch. It counts against *owner*.
+    def add(self, token: str, principal: Principal, until: float) -> None:
+        """Revoke the token of that id until *until*, in seconds since the epoch. It counts against *principal*.
 
         Raises :class:`LimitExceeded`.
         """
         if token in self._owners:
             return
-        if self._counts[owner] >= self._limits.revoked_tokens_per_principal:
-            limit = self._limits.revoked_tokens_per_principal
+        if not principal.is_admin:
+            self._require_room(principal)
+        self._records.put(REVOKED, token, [principal.account, until], firm=True)
+        self._enter(token, principal.account, until)
+
+    def _require_room(self, principal: Principal) -> None:
+        limit = self._limits.revoked_tokens_per_principal
+        if self._counts[principal.account] >= limit:
             raise LimitExceeded(f"revoked_tokens_per_principal = {limit} tokens are revoked already; let them expire")
-        if len(self._owners) >= self._limits.revoked_tokens:
-            raise LimitExceeded(f"revoked_tokens = {self._limits.revoked_tokens} tokens are revoked already")
-        self._records.put(REVOKED, token, [owner, until], firm=True)
-        self._enter(token, owner, until)
+        # Whoever comes is somebody new without an account: together these leave room for others.
+        limit, share = self._limits.revoked_tokens, 2 if principal.is_anonymous else 1
+        if len(self._owners) * share >= limit:
+            part = " / 2" if principal.is_anonymous else ""
+            raise LimitExceeded(f"revoked_tokens{part} = {limit // share} tokens are revoked already")
 
     def restore(self, token: str, owner: str, until: float) -> None:
         """Enter one that an earlier process has kept, whatever the limits are now."""
@@ -58,6 +69,20 @@ class Revocations:
     def touch(self, tokens: Collection[str]) -> bool:
         """Whether one of *tokens* was revoked."""
         return not self._owners.keys().isdisjoint(tokens)
+
+    def block(self, user: str, since: float, reason: str) -> None:
+        """Block a user from now on. *since*: seconds since the epoch."""
+        self.blocked[user] = {"since": since, "reason": reason}
+        self._records.put(BLOCKED, user, self.blocked[user], firm=True)
+
+    def unblock(self, user: str) -> bool:
+        """Take that back. False when it was not blocked."""
+        self._records.remove(BLOCKED, user, firm=True)
+        return self.blocked.pop(user, None) is not None
+
+    def is_blocked(self, names: Collection[str | None]) -> bool:
+        """Whether a user that is known by one of *names* is blocked."""
+        return not self.blocked.keys().isdisjoint(names)
 
     def forget(self, now: float) -> None:
         """Forget those whose time is over. *now*: seconds since the epoch."""

@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import trio
+
 from hypha.broker.access import ROOT, Principal
 from hypha.broker.outbox import DirtyOutboxes, Outbox, Transport
 from hypha.config import Limits
@@ -19,12 +21,16 @@ from hypha.wire.frame import Fields, Frame
 
 
 class Arrival(NamedTuple):
-    """A call of one of the server's functions, *size* bytes. *substitute*: the function, when it is not the frame's."""
+    """A call of one of the server's functions, *size* bytes. *substitute*: the function, when it is not the frame's.
+
+    *scope*: around the call, where its caller may cancel it.
+    """
 
     frame: Frame
     to: Address
     substitute: str | None
     size: int
+    scope: trio.CancelScope | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from hypha.broker.access import Principal
 from hypha.broker.registration import Registration
 from hypha.config import Limits
 from hypha.wire.address import Address
@@ -12,7 +13,10 @@ from hypha.wire.address import Address
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parked:
-    """A suspended session: registrations as data, for as long as it may come back (``decisions.md`` 12)."""
+    """A suspended session: registrations as data, for as long as it may come back (``decisions.md`` 12).
+
+    *principal*: None when it was lost by an earlier process, which keeps no more than the id.
+    """
 
     address: Address
     identity: str
@@ -21,6 +25,7 @@ class Parked:
     since: float
     until: float
     subscriptions: frozenset[str] = frozenset()
+    principal: Principal | None = None
 
 
 class Suspended:

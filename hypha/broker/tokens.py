@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import jwt
 
 from hypha.broker.access import Level, Principal
+from hypha.broker.issued import Issued, IssuedToken
 from hypha.broker.records import Records
 from hypha.broker.revocations import Revocations
 from hypha.config import Limits
@@ -26,6 +29,7 @@ _LIVING = "life:"
 _LIVING_SECONDS = 10 * 365 * 86400.0  # a token says when it expires: later than any program ends
 _USER_ID_LETTERS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _USER_ID_SIZE = 22
+_USER_ID_BITS = 192  # 64 more than the letters take, so that none of them is likelier than another
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Tokens:
         self._decoded = lru_cache(_DECODED_TOKENS)(self._decode)
         self._limits = limits or Limits()
         self.revocations = Revocations(self._limits, records)
+        self.issued = Issued(self._limits, records)
         self._living: set[str] = set()
         #: Is told the ids of the tokens by which somebody came in.
         self.on_use: Callable[[Collection[str]], None] = lambda tokens: None
@@ -72,7 +77,9 @@ class Tokens:
         if len(principal.tokens) >= self._limits.token_depth:
             limit = self._limits.token_depth
             raise LimitExceeded(f"token_depth = {limit} tokens were issued one through the other; begin with the first")
-        return self._sign(principal, "access", expires_in)
+        token_id, now = secrets.token_urlsafe(12), self._clock()
+        self.issued.add(IssuedToken(token_id, principal, now, now + expires_in))
+        return self._sign(principal, "access", expires_in, token_id=token_id)
 
     def issue_living(self, principal: Principal) -> tuple[str, str]:
         """A token that is good until :meth:`end` is told its id, which comes with it.
@@ -99,6 +106,10 @@ class Tokens:
         self.on_use(principal.tokens)
         return principal
 
+    def is_foreign(self, text: str) -> bool:
+        """Whether *text* has neither the form of a token of ours nor of another such server's, good or not."""
+        return _LEGACY_MARK not in text and _named_issuer(text) != _ISSUER
+
     def verify_resumption(self, text: str) -> Resumption:
         """What a reconnection token proves. Raises :class:`NotAuthenticated`."""
         claims = self._claims(text, "resume")
@@ -107,25 +118,56 @@ class Tokens:
         self.on_use(principal.tokens)
         return Resumption(address, principal, str(claims.get("ses")))
 
-    def revoke(self, principal: Principal, owner: str) -> None:
+    def revoke(self, principal: Principal, by: Principal) -> None:
         """Let the token that proved *principal* be refused from now on, and whatever was issued through it.
 
-        It is remembered until the token would have expired, and counts against *owner*. Raises
+        It is remembered until the token would have expired, and counts against *by*. Raises
         :class:`LimitExceeded`.
         """
         if principal.tokens[-1].startswith(_LIVING):
             self.end(principal.tokens[-1])
             return
         assert principal.expires_at is not None, "it was proved by a token, which ends"
-        self.revocations.add(principal.tokens[-1], owner, principal.expires_at + _CLOCK_SKEW)
+        self.revocations.add(principal.tokens[-1], by, principal.expires_at + _CLOCK_SKEW)
+        self.issued.discard(principal.tokens[-1])
 
     def is_revoked(self, principal: Principal) -> bool:
-        """Whether *principal* came with a token that was revoked since."""
-        return self._has_ended(principal.tokens)
+        """Whether *principal* came with a token that was revoked since, or is or comes from a blocked user."""
+        if self._has_ended(principal.tokens):
+            return True
+        # Asked for every session, every second.
+        return bool(self.revocations.blocked) and self.revocations.is_blocked(principal.known_as)
+
+    def block(self, user: str, reason: str) -> None:
+        """Refuse a user, by id or e-mail address, and whatever it has issued, until :meth:`unblock`."""
+        self.revocations.block(user, self._clock(), reason)
+
+    def unblock(self, user: str) -> bool:
+        """Take that back. False when it was not blocked."""
+        return self.revocations.unblock(user)
+
+    def blocked(self) -> list[dict[str, Any]]:
+        """Who is blocked: ``user``, ``since`` in seconds since the epoch, ``reason``."""
+        return [{"user": user, **entry} for user, entry in self.revocations.blocked.items()]
 
     def sweep(self) -> None:
-        """Forget the revoked tokens that have expired."""
+        """Forget the tokens that have expired."""
         self.revocations.forget(self._clock())
+        self.issued.forget(self._clock())
+
+    def listed(self, workspace: str) -> list[IssuedToken]:
+        """The tokens for *workspace* that are known to have been issued and are good, the oldest first."""
+        return [token for token in self.issued.of(workspace) if not self._has_ended(token.chain)]
+
+    def holder(self, text: str) -> Principal:
+        """The principal that a token proves, which is named by its text or by its id in the list.
+
+        Raises :class:`NotAuthenticated` as :meth:`verify` does.
+        """
+        known = self.issued.get(text)
+        if known is None:
+            return self.verify(text)
+        return replace(known.holder, tokens=known.chain, expires_at=known.expires_at)
 
     def _has_ended(self, ids: Collection[str]) -> bool:
         ended = any(token.startswith(_LIVING) and token not in self._living for token in ids)
@@ -151,6 +193,8 @@ class Tokens:
             "exp": int(now + expires_in),
             "jti": token_id or secrets.token_urlsafe(12),
             "via": list(principal.tokens),
+            "line": list(principal.issuers),
+            "by": {name: list(names) for name, names in principal.granted_by.items()},
             "use": use,
             "scope": " ".join(scope),
             "anonymous": principal.is_anonymous,
@@ -171,6 +215,8 @@ class Tokens:
             raise NotAuthenticated("the token is not meant for this use")
         if self._has_ended([*claims.get("via", ()), str(claims.get("jti"))]):
             raise NotAuthenticated("the token was revoked; generate a new one")
+        if self.revocations.is_blocked({claims["sub"], claims.get("email"), *claims.get("line", ())}):
+            raise NotAuthenticated("this user is blocked; ask whoever runs the server")
         return claims
 
     def _decode(self, bare: str) -> Mapping[str, Any]:
@@ -213,7 +259,18 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
         client=claims.get("client"),
         expires_at=claims["exp"] if is_access else claims.get("until"),
         tokens=(*through, str(claims.get("jti"))) if is_access else through,
+        issuers=tuple(claims.get("line", ())),
+        granted_by={name: tuple(names) for name, names in claims.get("by", {}).items()},
     )
+
+
+def _named_issuer(text: str) -> object:
+    """Who a JWT says that it is from, which proves nothing; None for what is no JWT."""
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))
+        return claims.get("iss") if isinstance(claims, dict) else None
+    except (IndexError, ValueError, RecursionError):
+        return None
 
 
 def lives_with_a_program(principal: Principal) -> bool:
@@ -228,7 +285,12 @@ def legacy_form(principal_id: str, token: str) -> str:
 
 def new_user_id() -> str:
     """A fresh URL-safe user id of 22 characters. Legacy anonymous workspaces are named after it (A16)."""
-    return "".join(secrets.choice(_USER_ID_LETTERS) for _ in range(_USER_ID_SIZE))
+    number = secrets.randbits(_USER_ID_BITS)  # one request to the kernel: every anonymous HTTP call makes an id
+    letters = []
+    for _ in range(_USER_ID_SIZE):
+        number, index = divmod(number, len(_USER_ID_LETTERS))
+        letters.append(_USER_ID_LETTERS[index])
+    return "".join(letters)
 
 
 def is_user_id(name: str) -> bool:

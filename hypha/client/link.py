@@ -167,7 +167,7 @@ class Link:
         while True:
             await trio.sleep(_TICK_SECONDS)
             now = trio.current_time()
-            self._peer.beat(now)
+            self._peer.serving.beat(now)
             if now >= tidy_at:
                 tidy_at = now + _IDLE_SECONDS
                 self._peer.drop_idle_parts()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,43 +17,25 @@ from typing import Any
 import trio
 
 from hypha.client import parts
+from hypha.client.builtin import BUILT_IN, BuiltIn
 from hypha.client.channel import Channel
 from hypha.client.drive import Drive
 from hypha.client.remote import RemoteFunction, RemoteGenerator
-from hypha.client.run import RAISED, Runner, own_error
-from hypha.client.service import Offered
+from hypha.client.run import Runner
+from hypha.client.serving import Serving
 from hypha.client.store import Group, Store
-from hypha.client.values import Codec, Decoder, Encoded, Encoder, Record, decode_error, encode_error
-from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, PeerGone, PermissionDenied
-from hypha.wire import calls, values
-from hypha.wire.calls import CallBody, CallTable, MessagePacker, encode_value
+from hypha.client.values import Codec, Decoder, Encoder, Record, decode_error
+from hypha.errors import CallTimeout, HyphaError, InvalidArgument, NotFound, PeerGone
+from hypha.wire import calls
+from hypha.wire.calls import CallTable, MessagePacker, encode_value
 from hypha.wire.chunks import CACHE_PREFIX, part_call
 from hypha.wire.delivery import read_delivered
 from hypha.wire.frame import Buffer, Frame
 
 logger = logging.getLogger(__name__)
 
-BUILT_IN = "services.built-in."
-
 _ANSWERS = frozenset({"resolve", "reject", "heartbeat"})
 _FAR = 1e15  # a deadline that nobody has set, in trio time
-
-#: What this client says of its built-in service.
-BUILT_IN_CONFIG = {"visibility": "public", "require_context": True, "api_version": 3, "part_bytes": parts.LARGE_PART}
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """A function of ours that works for another peer, or is about to."""
-
-    sender: str
-    session: str
-    frame: Frame
-    offered: Offered
-    body: CallBody
-    scope: trio.CancelScope
-    next_beat: float
-    cancelled: bool = False
 
 
 @dataclass(slots=True)
@@ -96,17 +77,16 @@ class Peer:
         self.manager = ""
         self._patience = patience
         self._on_event = on_event
-        self._channel: Channel | None = None
-        self._nursery: trio.Nursery | None = None
+        #: The connection that there is now, and what its calls run in.
+        self.current: Channel | None = None
+        self.nursery: trio.Nursery | None = None
         self._attached = trio.Event()
         self._over: HyphaError | None = None
         self._calls = CallTable()
         self._packer = MessagePacker()
-        self._running: dict[tuple[str, str], _Running] = {}
-        #: Those of which no task has begun yet, in the order in which they came.
-        self._arrived: deque[_Running] = deque()
-        self._parts_out = parts.Sender(self)
-        self._parts_in = parts.Receiver(self._keep_alive)
+        self._parts = parts.Sender(self)
+        self.serving = Serving(self)
+        self._built_in = BuiltIn(self, self.serving, self._dispatch)
 
     # --- the connection ---------------------------------------------------------------------------------------
 
@@ -116,21 +96,20 @@ class Peer:
         self.workspace = info["workspace"]
         self.name = f"{self.workspace}/{info['client_id']}"
         self.manager = f"*/{info['manager_id']}"
-        self._parts_out.begin(self.manager, info.get("frame_bytes", 2 * parts.LARGE_PART))
-        self._channel, self._nursery = channel, nursery
+        self._parts.begin(self.manager, info.get("frame_bytes", 2 * parts.LARGE_PART))
+        self.current, self.nursery = channel, nursery
         self._attached.set()
 
     def detach(self) -> None:
         """The connection is over: calls fail, and nothing of it is left but the services."""
-        self._channel = self._nursery = None
+        self.current = self.nursery = None
         self._attached = trio.Event()
         for entry in list(self._calls.pending.values()):
             self._calls.close(entry)
             entry.settle(False, PeerGone("the connection to the server was lost during the call"))
-        self._arrived.clear()
-        self._running.clear()
+        self.serving.clear()
         self.store.clear()
-        self._parts_in.clear()
+        self._built_in.clear()
 
     def end(self, error: HyphaError) -> None:
         """There will be no connection any more; calls fail with *error*."""
@@ -139,11 +118,11 @@ class Peer:
 
     async def channel(self) -> Channel:
         """The connection, when there is one: waits while the client comes back. Raises what ended it for good."""
-        while self._channel is None:
+        while self.current is None:
             if self._over is not None:
                 raise self._over
             await self._attached.wait()
-        return self._channel
+        return self.current
 
     def take(self, message: bytes) -> None:
         """Take a message that has come. Nothing in it can end the connection."""
@@ -156,20 +135,12 @@ class Peer:
 
     def drop_idle_parts(self) -> None:
         """Forget messages in parts that did not move since this was asked last."""
-        self._parts_in.drop_idle()
+        self._built_in.drop_idle_parts()
 
-    def beat(self, now: float) -> None:
-        """Send the heartbeats that are due (``protocol.md`` 4.6). *now*: trio time in seconds."""
-        for running in list(self._running.values()):
-            promise = running.body.promise
-            if promise is None or promise.heartbeat is None or promise.interval is None or running.next_beat > now:
-                continue
-            running.next_beat = now + promise.interval
-            self._put(calls.heartbeat(running.sender, promise, running.session))
-
-    def _put(self, message: calls.Message) -> None:
-        if self._channel is not None:
-            self._channel.put(encode_value(message.fields), message.body)
+    def put(self, message: calls.Message) -> None:
+        """Send a short message without waiting; it is dropped while there is no connection."""
+        if self.current is not None:
+            self.current.put(encode_value(message.fields), message.body)
 
     # --- calling ----------------------------------------------------------------------------------------------
 
@@ -207,12 +178,12 @@ class Peer:
         is_timed = deadline < _FAR and not method.startswith(CACHE_PREFIX)  # routers know what chunk calls hold
 
         async def send(channel: Channel, session: str, progress: Callable[[], None]) -> None:
-            with self._giving() as given:
-                extra = self._arguments(args, kwargs, self._encoder(target, session, given))
+            with self.giving() as given:
+                extra = self._arguments(args, kwargs, self.encoder(target, session, given))
                 extra.update(self._promise(promise, session))
                 if is_timed:
                     extra["timeout"] = max(0.0, deadline - trio.current_time())
-                await self._send(channel, _header(target, method, session), extra, None, progress)
+                await self.send(channel, _header(target, method, session), extra, None, progress)
 
         return await self._exchange(target, method, send, promise=promise, cancels=cancels, through=through)
 
@@ -245,8 +216,8 @@ class Peer:
         finally:
             self._calls.close(entry)
             self.store.close(entry.session)
-            if cancels and promise and not outcome.settled.is_set() and channel is self._channel:
-                self._put(calls.cancellation(target, entry.session))
+            if cancels and promise and not outcome.settled.is_set() and channel is self.current:
+                self.put(calls.cancellation(target, entry.session))
         if not promise:
             return None
         if not outcome.settled.is_set():
@@ -270,7 +241,7 @@ class Peer:
 
     def notify(self, target: str, method: str) -> None:
         """Call *method* of *target* without arguments; nobody waits for it."""
-        self._put(calls.notice(target, method))
+        self.put(calls.notice(target, method))
 
     def _promise(self, promise: object, session: str) -> dict[str, Any]:
         if promise == "*":
@@ -285,7 +256,7 @@ class Peer:
         return {"args": [*encoded, {key: encode(item) for key, item in kwargs.items()}], "with_kwargs": True}
 
     @contextmanager
-    def _giving(self) -> Iterator[list[Group]]:
+    def giving(self) -> Iterator[list[Group]]:
         """A message is encoded and sent in the block; what it gives away is taken back when it is not sent."""
         given: list[Group] = []
         sent = False
@@ -297,7 +268,7 @@ class Peer:
                 for group in given:
                     self.store.forget(group)
 
-    def _encoder(self, target: str, session: str | None, given: list[Group]) -> Encoder:
+    def encoder(self, target: str, session: str | None, given: list[Group]) -> Encoder:
         """Encodes for *target*. Functions live as long as the call *session*, or until *target* is gone.
 
         *given* collects the groups of those that live longer.
@@ -315,14 +286,14 @@ class Peer:
         return Encoder(offer, partial(self._offer_generator, target, given), self.codecs)
 
     def _offer_generator(self, target: str, given: list[Group], generator: Any) -> dict[str, Any]:
-        if self._nursery is None:
+        if self.nursery is None:
             raise PeerGone("the connection to the server was lost")
         group = self.store.keep(target)
         given.append(group)
         drive = Drive(generator, self.runner, partial(self.store.forget, group))
         group.on_end = drive.end
         step, closing = group.add(drive.next, native=True), group.add(drive.close, native=True)
-        self._nursery.start_soon(drive.run)
+        self.nursery.start_soon(drive.run)
         return {
             "_rtype": "generator",
             "_rtarget": self.name,
@@ -349,12 +320,12 @@ class Peer:
         Functions can be sent to a client only.
         """
         channel = await self.channel()
-        with self._giving() as given:
-            encoder = self._encoder(to, None, given) if to != "*" else Encoder(_refuse, _refuse_generator, self.codecs)
+        with self.giving() as given:
+            encoder = self.encoder(to, None, given) if to != "*" else Encoder(_refuse, _refuse_generator, self.codecs)
             body = encode_value({"data": encoder.encode(data)})
             await channel.send(encode_value({"type": kind, "to": to}), body)
 
-    async def _send(
+    async def send(
         self,
         channel: Channel,
         fields: dict[str, Any],
@@ -365,14 +336,14 @@ class Peer:
         """Send a message, in parts when it is long. *session*: the call that it answers, which the parts keep alive."""
         packed = self._packer.pack(fields, extra)
         target = fields["to"]
-        if len(packed) <= self._parts_out.small:
+        if len(packed) <= self._parts.small:
             await channel.send(packed)
             return
-        able = await self._parts_out.able(target)
+        able = await self._parts.able(target)
         if len(packed) <= able.part_bytes:
             await channel.send(packed)
         else:
-            await self._parts_out.send(target, packed, able, session, progress)
+            await self._parts.send(target, packed, able, session, progress)
 
     async def put_part(
         self,
@@ -397,9 +368,9 @@ class Peer:
     def ask(self, target: str, method: str, args: list[Any], promise: object) -> None:
         session = secrets.token_hex(8)  # its answer finds nobody
         body = encode_value({"args": args, **self._promise(promise, session)})
-        self._put(calls.Message(_header(target, method, session), body))
+        self.put(calls.Message(_header(target, method, session), body))
 
-    # --- being called -----------------------------------------------------------------------------------------
+    # --- what comes -------------------------------------------------------------------------------------------
 
     def _dispatch(self, frame: Frame) -> None:
         method = frame.method
@@ -408,15 +379,15 @@ class Peer:
             return
         sender = str(frame.fields.get("from", ""))
         if method.startswith(BUILT_IN):
-            self._built_in(frame, sender, method.removeprefix(BUILT_IN))
+            self._built_in.take(frame, sender, method.removeprefix(BUILT_IN))
             return
         session, _, name = method.rpartition(".")
         if name not in _ANSWERS or method.startswith("services."):
-            self._start(frame, sender, partial(self.store.find, method, sender, self.workspace))
+            self.serving.start(frame, sender, partial(self.store.find, method, sender, self.workspace))
         elif session in self._calls.pending:
             self._take_answer(frame, sender)
         elif frame.session is not None:
-            self._start(frame, sender, partial(self.store.find, method, sender, self.workspace))
+            self.serving.start(frame, sender, partial(self.store.find, method, sender, self.workspace))
         else:
             logger.debug("a late answer from %s", sender)
 
@@ -424,7 +395,14 @@ class Peer:
         if not self._calls.receive(sender, self.name, frame):
             logger.warning("an answer from %s, of whom it was not asked", sender)
         elif frame.wants_answer:  # a heartbeat of an older client, which must know that it was heard
-            self._answer_at_once(frame, lambda: None)
+            self.serving.answer_at_once(frame, lambda: None)
+
+    def keep_alive(self, sender: str, session: str) -> None:
+        """A part of the answer to one of our calls has come."""
+        entry = self._calls.pending.get(session)
+        if entry is None or entry.target != sender:
+            raise NotFound(f"session does not exist anymore: {session[:100]}")
+        entry.alive()
 
     def _event(self, frame: Frame) -> None:
         told = {**frame.fields, **frame.extra()}
@@ -434,185 +412,6 @@ class Peer:
         if frame.type == "client_disconnected" and "from" not in frame.fields and isinstance(data, dict):
             self.store.forget_peer(f"{self.workspace}/{data.get('id')}")
         self._on_event(event)
-
-    def _answer_at_once(self, frame: Frame, function: Callable[[], Any]) -> None:
-        """Answer a call in the place that it has among others; what *function* raises is the answer, too."""
-        sender, session = str(frame.fields.get("from", "")), frame.session or ""
-        try:
-            promise = calls.parse_call(frame.extra(), frame.session).promise
-        except HyphaError as exc:
-            if frame.wants_answer:
-                self._put(calls.rejection(sender, session, exc.remote_text(), exc.code))
-            return
-        try:
-            succeeded, value = True, function()
-        except HyphaError as exc:
-            succeeded, value = False, values.error(exc.remote_text(), exc.code)
-        if promise is not None:
-            self._put(calls.answer(sender, promise.resolve if succeeded else promise.reject, session, value))
-
-    def _start(self, frame: Frame, sender: str, find: Callable[[], Offered]) -> None:
-        """Let the function that *find* gives work for *sender*."""
-        key = sender, frame.session or secrets.token_hex(8)
-        try:
-            offered = find()
-            body = calls.parse_call(frame.extra(), frame.session)
-            if key in self._running:
-                raise InvalidArgument("a call of that session is running")
-        except HyphaError as exc:
-            self._answer_at_once(frame, partial(_raise, exc))
-            return
-        if self._nursery is None:
-            return  # the connection is over
-        now, interval = trio.current_time(), body.promise.interval if body.promise is not None else None
-        scope = trio.CancelScope()
-        if body.timeout is not None:
-            scope.deadline = now + body.timeout
-        running = _Running(sender, key[1], frame, offered, body, scope, now + 0.8 * (interval or 0.0))
-        self._running[key] = running
-        self._arrived.append(running)
-        self._nursery.start_soon(self._serve)
-
-    async def _serve(self) -> None:
-        """One call of another peer: ends with the function, when its caller gives up, or with the connection.
-
-        Of those that have not begun it is the one that came first: tasks that are started together begin in any order.
-        """
-        if not self._arrived:
-            return  # the connection is over
-        running = self._arrived.popleft()
-        promise = running.body.promise
-        try:
-            with running.scope:
-                await self._run(running)
-            if running.scope.cancelled_caught and promise is not None:
-                # Nobody waits for it; the server strikes the call out.
-                text = "the call was cancelled by its caller" if running.cancelled else "the caller's time is over"
-                over = values.error(CallTimeout(text).remote_text(), CallTimeout.code)
-                self._put(calls.answer(running.sender, promise.reject, running.session, over))
-        except Exception:  # a fault of ours, which one peer must not turn against all others
-            logger.exception("a call of %s could not be answered", running.sender)
-        finally:
-            if self._running.get((running.sender, running.session)) is running:
-                del self._running[running.sender, running.session]
-
-    async def _run(self, running: _Running) -> None:
-        promise, sender = running.body.promise, running.sender
-        try:
-            with self._giving() as given:
-                succeeded, value = await self._outcome(running, given)
-                channel = self._channel
-                if promise is None or channel is None:
-                    return
-                session = running.frame.session or promise.resolve.rpartition(".")[0]
-                method = promise.resolve if succeeded else promise.reject
-                fields = {"type": "method", "to": sender, "method": method, "parent": session}
-                await self._send(channel, fields, {"args": [value]}, session)
-        except HyphaError as exc:
-            logger.warning("the answer to %s could not be sent: %s", sender, exc)
-            error = values.error(exc.remote_text(), exc.code)
-            if promise is not None:
-                self._put(calls.answer(sender, promise.reject, running.session, error))
-
-    async def _outcome(self, running: _Running, given: list[Group]) -> tuple[bool, Any]:
-        """What the function returns, encoded, or its error. Nothing that it raises ends the connection."""
-        offered, sender = running.offered, running.sender
-        try:
-            args = [self.decoder.decode(item, sender) for item in running.body.args]
-            kwargs = {name: self.decoder.decode(item, sender) for name, item in running.body.kwargs.items()}
-            if offered.injects:
-                told = {**running.frame.fields, "connection_type": "websocket"}
-                kwargs["context"] = self.decoder.decode(told, sender)
-            if offered.native:
-                value = await offered.function(*args, **kwargs)
-            else:
-                value = await self.runner.call(offered.function, args, kwargs)
-            return True, self._encoder(sender, None, given).encode(value)
-        except RAISED as exc:  # the program's own, which its caller gets
-            error = own_error(exc)
-            if error is None:
-                raise
-            logger.info("%s failed for %s: %r", running.frame.method, sender, error)
-            return False, encode_error(error)
-
-    def cancel(self, sender: str, session: object) -> None:
-        """Stop the function that works for *sender* in its call *session*, if there is one."""
-        running = self._running.get((sender, str(session)))
-        if running is not None:
-            running.cancelled = True
-            running.scope.cancel()
-
-    # --- the built-in service (``protocol.md`` 6) -------------------------------------------------------------
-
-    def _built_in(self, frame: Frame, sender: str, name: str) -> None:
-        operation = name.removeprefix("message_cache.")
-        if name == "get_service":  # the answer may be long
-            offered = Offered(partial(self._get_service, sender), native=True)
-            self._start(frame, sender, lambda: offered)
-        elif operation != name:
-            self._answer_at_once(frame, partial(self._take_part, sender, operation, frame))
-        else:
-            self._answer_at_once(frame, partial(self._short_function, sender, name, frame))
-
-    def _take_part(self, sender: str, operation: str, frame: Frame) -> None:
-        package = self._parts_in.take(sender, operation, frame.extra())
-        if package is not None:
-            self._process(package, frame)
-
-    def _short_function(self, sender: str, name: str, frame: Frame) -> Any:
-        function = {"ping": self._ping, "cancel": self.cancel}.get(name)
-        if function is None:
-            raise NotFound(f"Method not found: {BUILT_IN}{name[:200]}")
-        body = calls.parse_call(frame.extra(), frame.session)
-        if len(body.args) != 1 or body.kwargs:
-            raise InvalidArgument(f"{name} takes one argument")
-        return function(sender, body.args[0])
-
-    def _ping(self, sender: str, message: object) -> str:
-        if message != "ping":
-            raise InvalidArgument("ping takes the text 'ping'")
-        return "pong"
-
-    async def _get_service(self, sender: str, service_id: object) -> Encoded:
-        if service_id == "built-in":
-            return Encoded(self._built_in_interface())
-        service = self.store.services.get(str(service_id))
-        if service is None:
-            raise NotFound(f"'Service not found: {str(service_id)[:200]}'")
-        if not service.is_open_to(sender.partition("/")[0], self.workspace):
-            raise PermissionDenied(f"Permission denied for getting protected service: {service.id}")
-        with self._giving() as given:
-            return Encoded(service.interface(self.name, self.workspace, self._encoder(sender, None, given)))
-
-    def _built_in_interface(self) -> dict[str, Any]:
-        def function(path: str) -> dict[str, Any]:
-            return values.method(self.name, BUILT_IN + path, promise="*")
-
-        cache = {name: function(f"message_cache.{name}") for name in ("create", "append", "set", "process", "remove")}
-        functions = {name: function(name) for name in ("ping", "get_service", "cancel")}
-        return {
-            "id": "built-in",
-            "name": "built-in",
-            "type": "built-in",
-            "config": {**BUILT_IN_CONFIG, "workspace": self.workspace},
-            "message_cache": cache,
-            **functions,
-        }
-
-    def _keep_alive(self, sender: str, session: str) -> None:
-        """A part of the answer to one of our calls has come."""
-        entry = self._calls.pending.get(session)
-        if entry is None or entry.target != sender:
-            raise NotFound(f"session does not exist anymore: {session[:100]}")
-        entry.alive()
-
-    def _process(self, package: Buffer, frame: Frame) -> None:
-        inner = read_delivered(package)
-        if inner.method is not None and inner.method.startswith(CACHE_PREFIX):
-            raise InvalidArgument("a message in parts cannot itself be a part")
-        inner.fields.update({name: frame.fields.get(name) for name in ("from", "to", "user", "ws")})
-        inner.to = self.name
-        self._dispatch(inner)
 
 
 def _header(target: str, method: str, session: str) -> dict[str, Any]:
@@ -625,7 +424,3 @@ def _refuse(function: Callable[..., Any], /, *, lasting: bool) -> dict[str, Any]
 
 def _refuse_generator(generator: Any) -> dict[str, Any]:
     raise InvalidArgument("a generator cannot be sent to all clients: name the one that it is for")
-
-
-def _raise(error: HyphaError) -> None:
-    raise error

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import trio
 
-from hypha.broker.access import ROOT, Level, Principal
+from hypha.broker.access import ROOT, Level, Principal, itself
 from hypha.broker.broker import Broker
 from hypha.errors import ConfigError, HyphaError
 
@@ -39,7 +39,7 @@ class BrokerHost:
     @property
     def server_url(self) -> str:
         """The nearest address with a port. Raises :class:`ConfigError` when the server has none."""
-        url = self._url()
+        url = self._url("https" if self._door.is_secure else "http")
         if url is None:
             raise ConfigError(
                 "programs that start with the server need a TCP address to reach it: listen on a port, too"
@@ -48,17 +48,18 @@ class BrokerHost:
 
     @property
     def inner_url(self) -> str:
-        return self._url() or f"http://localhost{self._broker.config.base_path}"
+        # The door itself speaks no TLS, whatever the server does where it listens.
+        return self._url("http") or f"http://localhost{self._broker.config.base_path}"
 
     async def dial(self) -> trio.abc.Stream:
         return await self._door.connect()
 
-    def _url(self) -> str | None:
+    def _url(self, scheme: str) -> str | None:
         for sock in self._door.sockets:
             if sock.family in {trio.socket.AF_INET, trio.socket.AF_INET6}:
                 host, port = sock.getsockname()[:2]
                 host = _ANY.get(host, host)
-                scheme, shown = "https" if self._door.is_secure else "http", f"[{host}]" if ":" in host else host
+                shown = f"[{host}]" if ":" in host else host
                 return f"{scheme}://{shown}:{port}{self._broker.config.base_path}"
         return None
 
@@ -70,12 +71,14 @@ class BrokerHost:
                 raise ConfigError(f"services cannot start in the workspace {name}: {error}") from None
 
     def issue(self, workspace: str, user: str, level: Level = Level.READ_WRITE) -> tuple[str, str]:
+        place = self._broker.registry.workspaces.get(workspace)
         principal = Principal(
             id=user,
             is_anonymous=False,
             parent=ROOT.id,
             grants={workspace: level},
             home=workspace,
+            granted_by={} if place is None else {workspace: (itself(place),)},
         )
         return self._broker.tokens.issue_living(principal)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sqlite3
 import tarfile
 import tempfile
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from hypha.errors import ConfigError
 from hypha.store.datadir import KEY_NAME
@@ -23,39 +24,54 @@ def back_up(directory: Path, target: Path) -> None:
 
     The state is that of one moment. *target* is complete or untouched, in the place of what was there, and readable by
     its owner only: who has it can sign tokens. Unpacked into an empty directory it is a data directory. Raises
-    :class:`ConfigError`. Blocks.
+    :class:`ConfigError`. Blocks. Killed, it leaves at most a hidden file beside *target*, for its owner only.
     """
     if not (directory / STATE_NAME).is_file():
         raise ConfigError(f"there is no state of a server in {directory}; name its data directory with --data-dir")
-    draft = target.with_name(target.name + ".new")
     try:
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
+        with _draft(target) as file:
             _write(directory, file, target.parent)
-            file.flush()
-            os.fsync(descriptor)
-        draft.rename(target)
     except (OSError, sqlite3.Error, tarfile.TarError) as error:
-        draft.unlink(missing_ok=True)
         raise ConfigError(f"the backup {target} of {directory} could not be made ({error})") from error
 
 
-def _write(directory: Path, file: io.BufferedWriter, scratch: Path) -> None:
-    with tarfile.open(fileobj=file, mode="w") as archive, tempfile.TemporaryDirectory(dir=scratch) as name:
-        copy = Path(name, STATE_NAME)
-        _copy_state(directory / STATE_NAME, copy)
-        archive.add(copy, STATE_NAME, filter=_plain)
+@contextmanager
+def _draft(target: Path) -> Iterator[BinaryIO]:
+    """A file for the owner only, of a name that nothing had, which takes the place of *target* at the end."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _write(directory: Path, file: BinaryIO, scratch: Path) -> None:
+    with tarfile.open(fileobj=file, mode="w") as archive, _copy_of(directory / STATE_NAME, scratch) as copy:
+        archive.addfile(_plain(archive.gettarinfo(arcname=STATE_NAME, fileobj=copy)), copy)
         archive.add(directory / KEY_NAME, KEY_NAME, filter=_plain)
         for path in sorted((directory / _APPS).glob("*.json")):
             with suppress(FileNotFoundError):  # uninstalled meanwhile
                 archive.add(path, f"{_APPS}/{path.name}", filter=_plain)
 
 
-def _copy_state(source: Path, copy: Path) -> None:
-    copy.touch(0o600)
-    with closing(connect(source)) as database, closing(connect(copy)) as other:
-        database.backup(other)
+@contextmanager
+def _copy_of(source: Path, scratch: Path) -> Iterator[BinaryIO]:
+    """The state of one moment, in a file without a name: nothing of it is left, even when the process is killed."""
+    descriptor, name = tempfile.mkstemp(dir=scratch)
+    with open(descriptor, "r+b") as file:
+        try:
+            copy = connect(Path(name))
+        finally:
+            os.unlink(name)
+        with closing(copy), closing(connect(source)) as database:
+            copy.execute("PRAGMA journal_mode = OFF")  # which would need the name
+            database.backup(copy)
+        yield file
 
 
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:

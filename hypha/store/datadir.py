@@ -83,6 +83,22 @@ class DataDir:
         return key
 
 
+def signing_key_of(path: Path) -> bytes:
+    """The signing key of the server whose data directory is *path*, which may run; the directory is only read.
+
+    Raises :class:`ConfigError` when there is none: it is made by the first start.
+    """
+    try:
+        key = (path / KEY_NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"no server has used the data directory {path}; name that of yours with --data-dir") from None
+    except OSError as error:
+        raise ConfigError(f"the signing key in {path} cannot be read ({error.strerror})") from error
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"{path / KEY_NAME} is not a signing key; a start of the server makes a new one")
+    return key
+
+
 @contextlib.contextmanager
 def open_data_dir(path: Path) -> Iterator[DataDir]:
     """Create *path* (mode 0700) when it is missing, and hold it alone until the context ends.

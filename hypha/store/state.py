@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -36,6 +37,7 @@ class State:
 
     def __init__(self, database: sqlite3.Connection, records: dict[Key, bytes]) -> None:
         self._database = database
+        self._busy = threading.Lock()
         self._loaded = records
 
     def load(self) -> Iterator[tuple[str, str, bytes]]:
@@ -47,28 +49,45 @@ class State:
     def write(self, changes: Mapping[Key, bytes | None], *, firm: bool) -> None:
         """Write all *changes* or none; None removes. What is written outlives the process, however that ends.
 
-        *firm*: it also outlives the machine, which costs a wait for the disk. Raises OSError when the disk says so.
+        *firm*: it also outlives the machine, which costs a wait for the disk. A record whose name cannot be written is
+        left out, with a line in the log. Raises OSError when the disk says so.
         """
-        try:
-            self._database.execute(f"PRAGMA synchronous = {'FULL' if firm else 'NORMAL'}")
-            self._database.execute("BEGIN IMMEDIATE")
-            self._database.executemany("DELETE FROM records WHERE kind = ? AND name = ?", _removed(changes))
-            self._database.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", _replaced(changes))
-            self._database.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._undo()
-            raise OSError(f"{STATE_NAME}: {error}") from error
+        able = {key: value for key, value in changes.items() if _can_be_written(key)}
+        with self._busy:
+            try:
+                self._database.execute(f"PRAGMA synchronous = {'FULL' if firm else 'NORMAL'}")
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.executemany("DELETE FROM records WHERE kind = ? AND name = ?", _removed(able))
+                self._database.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", _replaced(able))
+                self._database.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise OSError(f"{STATE_NAME}: {error}") from error
+            finally:
+                self._undo()
 
     def close(self) -> None:
-        """Copy everything into the file itself, and close it."""
+        """Copy everything into the file itself, and close it; while the disk hangs it is left as it is."""
+        if not self._busy.acquire(blocking=False):
+            logger.warning("%s is left open: a change is still being written", STATE_NAME)
+            return
         self._database.close()
 
     def _undo(self) -> None:
+        """Take back what was not committed, if there is anything."""
         if self._database.in_transaction:
             try:
                 self._database.execute("ROLLBACK")
             except sqlite3.Error as error:
                 logger.warning("%s: a change that failed could not be undone: %s", STATE_NAME, error)
+
+
+def _can_be_written(key: Key) -> bool:
+    try:
+        "".join(key).encode()
+    except UnicodeEncodeError:
+        logger.error("the record %r is not kept: its name cannot be written", key)
+        return False
+    return True
 
 
 def _removed(changes: Mapping[Key, bytes | None]) -> Iterator[Key]:
@@ -125,7 +144,7 @@ def _open(path: Path) -> State:
         database.execute("PRAGMA journal_mode = WAL")
         _migrate(database, path)
         # Read as a whole, which also finds out whether it can be.
-        with closing(database.execute("SELECT kind, name, value FROM records")) as rows:
+        with closing(database.execute("SELECT kind, name, value FROM records ORDER BY kind, name")) as rows:
             return State(database, {(kind, name): value for kind, name, value in rows})
     except BaseException:
         database.close()

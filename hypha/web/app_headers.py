@@ -4,7 +4,8 @@ Hop-by-hop headers belong to one connection (RFC 9110 section 7.6.1) and pass in
 speaks for the whole origin, which all services share with the server: a service worker above its own path, the order to
 forget the data of all, a policy for the host, a cookie by which :mod:`hypha.web.rpc` knows a client or
 :mod:`hypha.web.accounts` a person, an opener policy by which a window with such a person's pages could be kept. A token
-of ours is worth all of its user's workspaces, so that no application gets to see it; who its caller is, it is told.
+of ours is worth all of its user's workspaces, so that no application gets to see it. What else stands in
+``Authorization`` is for the application.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
     | {b"proxy-authenticate", b"proxy-authorization"}
 )
-#: Answered by this server itself, or for it alone.
-_OF_THE_SERVER = frozenset({b"authorization", b"expect"})
 #: What an answer says of the connection, which is ours, or of the whole origin.
 _RESERVED = frozenset(
     {b"date", b"alt-svc", b"clear-site-data", b"service-worker-allowed", b"strict-transport-security"}
@@ -43,15 +42,15 @@ class BadAnswer(InvalidArgument):
     status = 502
 
 
-def request_headers(scope: HTTPScope | WebsocketScope) -> Headers:
-    """The headers of a request that its application gets."""
+def request_headers(scope: HTTPScope | WebsocketScope, *, authorization: bool) -> Headers:
+    """The headers of a request that its application gets, with or without *authorization*."""
     named = {
         option.strip().lower()
         for name, value in scope["headers"]
         if name == b"connection"
         for option in value.split(b",")
     }
-    left_out = _HOP_BY_HOP | _OF_THE_SERVER | named
+    left_out = _HOP_BY_HOP | named | {b"expect"} | (set() if authorization else {b"authorization"})
     return [(bytes(name), bytes(value)) for name, value in scope["headers"] if name not in left_out]
 
 

@@ -12,14 +12,15 @@ from urllib.parse import unquote
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, WebsocketScope
 
+from hypha.broker.access import Principal
 from hypha.broker.broker import Broker
-from hypha.broker.session import PeerSession, Service
-from hypha.errors import HyphaError, NotFound
+from hypha.broker.session import PeerSession
+from hypha.errors import HyphaError, NotAuthenticated, NotFound
 from hypha.web.app_socket import serve_socket
 from hypha.web.exchange import serve_request
 from hypha.web.functions import call_function
-from hypha.web.http import BodyRoom, bearer_token, send_error
-from hypha.web.lookup import Caller, Target, find
+from hypha.web.http import BodyRoom, basic_password, bearer_token, credentials, send_error
+from hypha.web.lookup import Target, find
 from hypha.web.mount import Mount
 from hypha.web.upgrade import refuse_upgrade
 
@@ -64,12 +65,11 @@ class Apps:
             await _redirect(scope, send)
             return
         try:
-            service, provider, caller = await self._find(path, scope)
+            mount = await self._find(path, scope)
         except HyphaError as exc:
             await send_error(send, exc)
             return
-        mount = Mount(self._broker, service, provider, caller, scope["root_path"] + path.mount, path.rest)
-        if service.type == _FUNCTIONS:
+        if mount.service.type == _FUNCTIONS:
             await call_function(mount, self._room, scope, receive, send)
         else:
             await serve_request(mount, scope, receive, send)
@@ -79,24 +79,49 @@ class Apps:
     ) -> None:
         """Answer one websocket request; the websocket is served until it ends."""
         try:
-            service, provider, caller = await self._find(path, scope)
-            if service.type == _FUNCTIONS:
-                raise NotFound(f"service {service.id!r} has functions, which take no websocket")
+            mount = await self._find(path, scope)
+            if mount.service.type == _FUNCTIONS:
+                raise NotFound(f"service {mount.service.id!r} has functions, which take no websocket")
         except HyphaError as exc:
             await refuse_upgrade(send, exc.status, str(exc))
             return
-        mount = Mount(self._broker, service, provider, caller, scope["root_path"] + path.mount, path.rest or "/")
         await serve_socket(mount, scope, receive, send)
 
-    async def _find(self, path: AppPath, scope: HTTPScope | WebsocketScope) -> tuple[Service, PeerSession, Caller]:
-        principal = self._broker.authenticate(bearer_token(scope))
-        service, caller = await find(self._broker, path.target, principal)
+    async def _find(self, path: AppPath, scope: HTTPScope | WebsocketScope) -> Mount:
+        principal, refusal = self._identify(scope)
+        try:
+            service, caller = await find(self._broker, path.target, principal)
+        except NotFound:
+            if refusal is not None:
+                raise refusal from None
+            raise
         if not isinstance(service.session, PeerSession) or service.type not in {_FUNCTIONS, *_APPLICATIONS}:
             raise NotFound(
                 f"service {service.id!r} is no web application, its type is {service.type[:40]!r}; its functions are "
                 f"at /{service.workspace}/services/{service.id}/{{function}}"
             )
-        return service, service.session, caller
+        return Mount(
+            self._broker,
+            service,
+            service.session,
+            caller,
+            scope["root_path"] + path.mount,
+            path.rest or "/",
+            refusal is not None,
+        )
+
+    def _identify(self, scope: HTTPScope | WebsocketScope) -> tuple[Principal, NotAuthenticated | None]:
+        """Who asks. For what is no token of such a server it is nobody, with the error for where that is not enough.
+
+        Raises :class:`NotAuthenticated` for a token that is not good any more.
+        """
+        try:
+            return self._broker.authenticate(bearer_token(scope)), None
+        except NotAuthenticated as error:
+            scheme, given = credentials(scope)
+            if not self._broker.tokens.is_foreign(basic_password(given) if scheme == "basic" else given):
+                raise
+            return self._broker.authenticate(None), error
 
 
 async def _redirect(scope: HTTPScope, send: ASGISendCallable) -> None:

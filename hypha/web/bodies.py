@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -18,6 +19,7 @@ from werkzeug.http import parse_options_header
 from hypha.config import Limits
 from hypha.errors import InvalidArgument, ProtocolViolation, TooLarge, UnsupportedContent
 from hypha.web.http import header
+from hypha.wire.calls import encode_value
 from hypha.wire.frame import MAX_VALUES, unpack_body
 
 Arguments = tuple[list[Any], dict[str, Any]]
@@ -29,6 +31,8 @@ _MAX_FORM, _MAX_JSON = 1024 * 1024, 16 * 1024 * 1024
 #: Bytes of a form, and of what a body inflates to, between two moments for others: a tenth of a millisecond each. Three
 #: times as many escapes need more small objects than the allocator keeps, and take ten times as long.
 _ESCAPED_SLICE, _INFLATED_SLICE = 2048, 131072
+#: What JSON writes for half of a character, of which two may be a whole one.
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 #: Bodies that inflate at the same time: a small one becomes a hundred megabytes.
 _INFLATING = trio.CapacityLimiter(4)
 
@@ -116,14 +120,18 @@ def parse_json(text: Body, what: str) -> Any:
     """Decode JSON. Raises :class:`InvalidArgument` that begins with *what*.
 
     One that could hold more than :data:`hypha.wire.frame.MAX_VALUES` values is refused by its punctuation, before it
-    takes a hundred times its size in memory.
+    takes a hundred times its size in memory. So is one with text that nobody could be sent: JSON can spell half of a
+    character, which UTF-8 cannot.
     """
     if len(text) > MAX_VALUES and len(text) - len(text.translate(None, b",[{")) > MAX_VALUES:
         raise InvalidArgument(f"{what} holds more than {MAX_VALUES} values; send large arrays as msgpack")
     try:
-        return json.loads(text)
+        value = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as exc:
         raise InvalidArgument(f"{what} is not valid JSON: {exc}") from exc
+    if _HALF.search(text):
+        encode_value(value)
+    return value
 
 
 def _parse_msgpack(body: Body) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -40,17 +41,27 @@ def base_url(scope: HTTPScope | WebsocketScope, base_path: str) -> str:
     return f"{scheme}://{host}{base_path}"
 
 
-def bearer_token(scope: HTTPScope | WebsocketScope) -> str | None:
-    """The token of ``Authorization``: ``Bearer <token>`` or the bare token (``protocol.md`` 7.1)."""
+def credentials(scope: HTTPScope | WebsocketScope) -> tuple[str, str]:
+    """The scheme of ``Authorization``, in lower case, and what follows it; a bare token has none."""
     value = header(scope, b"authorization").strip()
     scheme, _, rest = value.partition(" ")
-    if not value:
-        return None
-    if not rest:
-        return scheme
-    if scheme.lower() != "bearer":
+    return (scheme.lower(), rest.strip()) if rest else ("", scheme)
+
+
+def basic_password(given: str) -> str:
+    """The password in what follows ``Basic``, empty when it cannot be read (RFC 7617)."""
+    try:
+        return base64.b64decode(given).decode("latin-1").partition(":")[2]
+    except ValueError:
+        return ""
+
+
+def bearer_token(scope: HTTPScope | WebsocketScope) -> str | None:
+    """The token of ``Authorization``: ``Bearer <token>`` or the bare token (``protocol.md`` 7.1)."""
+    scheme, token = credentials(scope)
+    if scheme not in ("", "bearer"):
         raise NotAuthenticated("write the header as Authorization: Bearer <token>")
-    return rest.strip()
+    return token or None
 
 
 async def read_body(

@@ -14,15 +14,18 @@ from quart_trio import QuartTrio
 from hypha.broker.access import Action, Level, Principal, level_in, may
 from hypha.broker.broker import Broker
 from hypha.broker.info import summary
+from hypha.broker.own import Visit
 from hypha.broker.registry import Workspace
 from hypha.broker.session import Service
 from hypha.errors import NotAcceptable, NotFound
-from hypha.web.http import bearer_token
-from hypha.web.lookup import Target, fetch, find
+from hypha.web.http import base_url, bearer_token
+from hypha.web.lookup import Target, fetch, find, resolve
 from hypha.wire import values
+from hypha.wire.address import PUBLIC_WORKSPACE
 
 _ENTRIES_AT_ONCE = 50  # then others have their turn
-_LISTING = re.compile(r"/[^/]+/(info|services/?|services/[^/]+/?)")
+_LISTING = re.compile(r"/[^/]+/(info|services/?|services/[^/]+/?|apps/?)")
+_SERVER_APPS = "server-apps"
 
 
 def is_listing(path: str) -> bool:
@@ -57,7 +60,7 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
         broker, principal = asker()
         place = broker.registry.workspaces.get(workspace)
         if place is None or not may(principal, Action.READ, place).allowed:
-            raise _hidden(workspace)
+            raise hidden(workspace)
         return jsonify(place.describe())
 
     @app.get("/<workspace>/services", strict_slashes=False)
@@ -66,8 +69,20 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
         place = broker.registry.workspaces.get(workspace)
         listed = await _listed(broker, principal, place) if place is not None else []
         if not listed and (place is None or level_in(principal, place) is Level.NONE):
-            raise _hidden(workspace)
-        return jsonify(await _entries(broker, listed))
+            raise hidden(workspace)
+        return jsonify(await entries(broker, listed))
+
+    @app.get("/<workspace>/apps", strict_slashes=False)
+    async def apps(workspace: str) -> Response:
+        broker, principal = asker()
+        place = broker.registry.workspaces.get(workspace)
+        if place is None or not may(principal, Action.READ, place).allowed:
+            raise hidden(workspace)
+        scope = cast(HTTPScope, request.scope)
+        visit = Visit(principal, place.name, base_url(scope, scope["root_path"]), "HTTP")
+        found, _ = resolve(broker, Target(PUBLIC_WORKSPACE, _SERVER_APPS, ()), principal)
+        listed = await broker.server.own.call(found, f"services.{_SERVER_APPS}.list_apps", visit, [place.name], {})
+        return jsonify(listed)
 
     @app.get("/<workspace>/services/<service_id>", strict_slashes=False)
     async def service(workspace: str, service_id: str) -> Response:
@@ -76,7 +91,8 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
         return jsonify(await _described(broker, found))
 
 
-def _hidden(workspace: str) -> NotFound:
+def hidden(workspace: str) -> NotFound:
+    """One answer for a workspace that is not there and for one that may not be seen (``decisions.md`` 17)."""
     return NotFound(f"no workspace {workspace!r}, or it is not visible without a token")
 
 
@@ -95,13 +111,14 @@ async def _listed(broker: Broker, principal: Principal, place: Workspace) -> lis
     return await broker.registry.listable_by(principal, home, place.services())
 
 
-async def _entries(broker: Broker, listed: list[Service]) -> list[dict[str, Any]]:
-    entries = []
+async def entries(broker: Broker, listed: list[Service]) -> list[dict[str, Any]]:
+    """Services as they are listed: as many as one list holds, and others have their turn in between."""
+    found = []
     for service in broker.registry.in_one_list(listed):
-        entries.append(_entry(service, broker.limits.json_array_bytes))
-        if len(entries) % _ENTRIES_AT_ONCE == 0:
+        found.append(_entry(service, broker.limits.json_array_bytes))
+        if len(found) % _ENTRIES_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
-    return entries
+    return found
 
 
 def _entry(service: Service, array_limit: int) -> dict[str, Any]:

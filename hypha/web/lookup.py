@@ -59,30 +59,51 @@ async def find(broker: Broker, target: Target, principal: Principal, mode: str |
     query = ServiceQuery(workspace.name, wanted.client, wanted.service)
 
     def look() -> Service:
-        return resolve(broker, target, principal, mode)[0]
+        permitted = _permitted(broker, target.workspace, wanted, principal, caller)
+        if not permitted:
+            raise _not_found(target)
+        return choose(permitted, mode)
 
-    return await broker.returning.find(look, [query], principal, caller.source.workspace), caller
+    try:
+        home = caller.source.workspace
+        return await broker.returning.find(look, [query], principal, home, is_request=True), caller
+    except NotFound:
+        # What it may have meant takes a while to find out, and is asked for only when nobody is waited for any more.
+        raise _not_found(target, _hint(broker, workspace, wanted, principal)) from None
 
 
 def resolve(broker: Broker, target: Target, principal: Principal, mode: str | None = None) -> tuple[Service, Caller]:
     """A service of that name that the principal may call, by default the oldest. One answer for all others: 404."""
     wanted = parse_service_id(target.service)
+    workspace = broker.registry.workspaces.get(target.workspace)
+    if workspace is None or wanted.workspace is not None:
+        raise _not_found(target)
+    caller = caller_in(principal, workspace)
+    permitted = _permitted(broker, workspace.name, wanted, principal, caller)
+    if not permitted:
+        raise _not_found(target, _hint(broker, workspace, wanted, principal))
+    return choose(permitted, mode), caller
+
+
+def _permitted(
+    broker: Broker, workspace: str, wanted: ServiceQuery, principal: Principal, caller: Caller
+) -> list[Service]:
     registry = broker.registry
-    workspace = registry.workspaces.get(target.workspace)
-    hint = ""
-    if workspace is not None and wanted.workspace is None:
-        caller = caller_in(principal, workspace)
-        same = [
-            service
-            for service in registry.named(wanted.service)
-            if service.workspace == workspace.name and wanted.client in {None, service.client}
-        ]
-        permitted = registry.callable_by(principal, caller.source.workspace, same)
-        if permitted:
-            return choose(permitted, mode), caller
-        hint = not_found_hint(registry.near_names(wanted.service, principal, workspace.name))
+    same = [
+        service
+        for service in registry.named(wanted.service)
+        if service.workspace == workspace and wanted.client in {None, service.client}
+    ]
+    return registry.callable_by(principal, caller.source.workspace, same)
+
+
+def _hint(broker: Broker, workspace: Workspace, wanted: ServiceQuery, principal: Principal) -> str:
+    return not_found_hint(broker.registry.near_names(wanted.service, principal, workspace.name))
+
+
+def _not_found(target: Target, hint: str = "") -> NotFound:
     asked = f"no service {target.service!r} in workspace {target.workspace!r}"
-    raise NotFound(f"{asked}, or it is not visible without a token{hint}")
+    return NotFound(f"{asked}, or it is not visible without a token{hint}")
 
 
 def caller_in(principal: Principal, workspace: Workspace) -> Caller:

@@ -21,7 +21,10 @@ MANY_CALLS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """*provider* offers *service* at *root*, the base path included; *rest* is the path behind that, decoded."""
+    """*provider* offers *service* at *root*, the base path included; *rest* is the path behind that, decoded.
+
+    *passes_authorization*: what the client has sent in that header is not for this server.
+    """
 
     broker: Broker
     service: Service
@@ -29,6 +32,7 @@ class Mount:
     caller: Caller
     root: str
     rest: str
+    passes_authorization: bool
 
     async def call(self, function: str, args: list[Any], callbacks: Callbacks | None = None) -> Any:
         """Call a function of the service as the caller. Raises what :meth:`ServerSession.call` raises."""
@@ -69,7 +73,7 @@ class Mount:
             "raw_path": scope["raw_path"],
             "query_string": scope["query_string"],
             "root_path": self.root,
-            "headers": request_headers(scope),
+            "headers": request_headers(scope, authorization=self.passes_authorization),
             "client": scope["client"],
             "server": scope["server"],
             "state": {},

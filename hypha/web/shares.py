@@ -79,7 +79,7 @@ class _Entry:
 
     @property
     def principal(self) -> Principal:
-        return self.share.principal
+        return self.people.shares.principal(self.share)
 
     async def spend(self) -> None:
         await self.people.shares.spend(self.share)
@@ -126,7 +126,7 @@ async def _page(broker: Broker, people: People, share: Share, link: str) -> str:
     left = "" if share.calls is None else f", {max(0, share.calls - share.used)} calls are left"
     base = broker.config.public_base_url or base_url(cast(HTTPScope, request.scope), request.root_path)
     try:
-        title, description, functions = await _offered(broker, share)
+        title, description, functions = await _offered(broker, share, people.shares.principal(share))
         forms = "".join(_form(f"{base}/share/{quote(link)}", link, *item) for item in functions)
     except HyphaError:
         title, description = share.service, "It is not offered now: its program is not connected. Try again later."
@@ -138,13 +138,15 @@ async def _page(broker: Broker, people: People, share: Share, link: str) -> str:
 {span(share.until - broker.clock())}{left}; whoever has it can call this.</small></p>"""
 
 
-async def _offered(broker: Broker, share: Share) -> tuple[str, str, list[tuple[str, dict[str, Any] | None]]]:
+async def _offered(
+    broker: Broker, share: Share, principal: Principal
+) -> tuple[str, str, list[tuple[str, dict[str, Any] | None]]]:
     """Name and description of the service, and its functions with their parameters, None where none are known.
 
     Raises what :func:`find` and :func:`fetch` raise.
     """
     target = Target(share.workspace, share.service, ())
-    service, _ = await find(broker, target, share.principal)
+    service, _ = await find(broker, target, principal)
     names: Iterable[str] = [share.function] if share.function else _methods(await fetch(broker, service, _PATIENCE))
     found = [(name, parameters(service, tuple(name.split("."))) or None) for name in names]
     return service.name, service.description or "", found

@@ -26,7 +26,7 @@ async def test_a_link_is_for_one_service_and_its_holder_is_nobody(town: Town) ->
     owner = await town.owner()
     found = town.people.shares.find(await share(town, owner))
     assert (found.workspace, found.service, found.function, found.calls) == (owner.id, "model", None, None)
-    user = found.principal
+    user = town.people.shares.principal(found)
     assert (user.is_anonymous, user.email, user.roles, user.parent) == (True, None, (), owner.id)
     assert level_in(user, town.broker.registry.workspaces[owner.id]) is Level.READ
     assert owner.id not in repr(user.id)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,8 @@ import pytest
 import trio
 
 from hypha.apps.found import NoBrowser, find_browser, unwrapped
-from hypha.config import Limits
-from hypha.errors import HyphaError
+from hypha.config import Limits, parse_mount
+from hypha.errors import ConfigError, HyphaError
 from hypha.store import Documents
 from hypha.testing import open_server
 from tests.apps.conftest import OpenServer
@@ -80,6 +83,7 @@ async def test_who_may_not_change_a_workspace_may_only_look() -> None:
     [
         ({"source": ""}, "the source of an app is text"),
         ({"source": SOURCE, "source_hash": "Qm"}, "does not have the hash"),
+        ({"config": {**WINDOW, "liveness_probe": {"exec": 1}}}, "exec of the liveness_probe is the name of a function"),
         ({"source": SOURCE, "attachments": {"files": []}}, "attachments of apps are not kept"),
         ({"source": "http://127.0.0.1/app.js"}, "is not an address of the public Internet"),
         ({"source": "http://localhost:9527/app.js"}, "is not an address of the public Internet"),
@@ -89,7 +93,7 @@ async def test_what_cannot_be_installed_says_why(arguments: dict[str, Any], reas
     async with open_server(enable_server_apps=True) as server, server.connect() as user:
         apps = await user.get_service("server-apps")
         with pytest.raises(HyphaError, match=reason):
-            await apps.install(**{"config": WINDOW, **arguments})
+            await apps.install(**{"source": SOURCE, "config": WINDOW, **arguments})
         with pytest.raises(HyphaError, match="Invalid app id: x"):
             await apps.start("x")
 
@@ -102,6 +106,24 @@ async def test_the_source_of_an_app_is_bounded_exactly() -> None:
         for source in ("x" * 101, "x" * 99 + "é"):
             with pytest.raises(HyphaError, match="app_source_bytes = 100"):
                 await apps.install(source, config=WINDOW)
+
+
+async def test_the_apps_of_a_workspace_are_listed_over_http_to_who_may_see_it(tmp_path: Path) -> None:
+    (tmp_path / "apps").mkdir()
+    mounts = (parse_mount(f"/:{tmp_path}", tmp_path),)  # which hides no list of the server
+    async with (
+        open_server(enable_server_apps=True, base_path="/base", static_mounts=mounts) as server,
+        server.connect({"token": server.token("lab")}) as user,
+        httpx.AsyncClient(base_url=server.url, follow_redirects=True) as client,
+    ):
+        apps = await user.get_service("server-apps")
+        app = await apps.install(SOURCE, config=WINDOW)
+        reader = {"Authorization": f"Bearer {server.token('lab', 'read')}"}
+        for path in ("lab/apps", "lab/apps/"):
+            assert (await client.get(path, headers=reader)).json() == [app]
+        stranger, missing = await client.get("lab/apps"), await client.get("there-is-none/apps")
+        assert (stranger.status_code, missing.status_code) == (404, 404)
+        assert stranger.json()["detail"].replace("lab", "there-is-none") == missing.json()["detail"]
 
 
 # --- without a browser ------------------------------------------------------------------------------------------
@@ -120,6 +142,17 @@ async def test_without_a_browser_the_server_says_what_to_do(capfd: pytest.Captur
             assert "there-is-none" in answer.json()["detail"]
             assert (await client.get(f"{server.url}/health/readiness")).status_code == 200
     assert "hypha: server apps cannot run: --chromium-path there-is-none is no program" in capfd.readouterr().err
+
+
+async def test_without_playwright_the_server_does_not_start_and_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "playwright" else found(name))
+    command = re.escape(f"{sys.executable} -m pip install 'playwright>=1.49'")
+    with pytest.raises(ConfigError, match=f"^--enable-server-apps needs Playwright; install it: {command}$"):
+        async with open_server(enable_server_apps=True):
+            pass  # not reached
 
 
 async def test_a_data_directory_that_does_not_keep_apps_is_told_and_the_server_goes_on(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hypha.apps.page import page
+from hypha.apps.python import Pyodide
 from hypha.apps.source import Source, multihash, parse
 from hypha.errors import InvalidArgument
 
@@ -83,7 +84,7 @@ def test_a_hash_is_known_to_others() -> None:
 
 
 def test_a_source_does_not_end_its_element_of_the_page() -> None:
-    text = page(parse("const end = '</script><!--';", {"type": "window", "name": "<b>"}))
+    text = page(parse("const end = '</script><!--';", {"type": "window", "name": "<b>"}), Pyodide())
     assert "&lt;b&gt;" in text
     (document,) = [part.partition("</script>")[0] for part in text.split('type="application/json">')[1:]]
     assert json.loads(document)["code"] == "const end = '</script><!--';"

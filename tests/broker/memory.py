@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import coroutine
 from typing import Any, cast
@@ -16,7 +16,7 @@ from typing import Any, cast
 import msgpack
 import trio
 
-from hypha.broker.access import Level, Principal
+from hypha.broker.access import Level, Principal, itself
 from hypha.broker.broker import Admission, Broker, Credentials
 from hypha.broker.registration import Registration
 from hypha.broker.registry import Workspace
@@ -351,10 +351,15 @@ class Scene:
         takes: int | None = None,
         frame_limit: int | None = None,
     ) -> Peer:
-        """Connect a client at ``workspace/client``; by default a user of its own who may write there."""
+        """Connect a client at ``workspace/client``; by default a user of its own who may write there.
+
+        What its principal is granted is for the workspace that has the name now.
+        """
         workspace, _, client = address.partition("/")
-        self.workspace(workspace)
+        place = self.workspace(workspace)
         principal = principal or self.principal(f"user-of-{client}", workspace)
+        if workspace in principal.grants.keys() - principal.granted_by.keys() and place.identity:
+            principal = replace(principal, granted_by={**principal.granted_by, workspace: (itself(place),)})
         token = self.broker.tokens.issue(principal, expires_in=3600)
         admission = self.broker.admit(Credentials(client, workspace, token))
         return self.attach(admission, dialect=dialect, takes=takes, frame_limit=frame_limit)

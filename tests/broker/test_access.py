@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from hypha.broker.access import ROOT, Action, Level, Principal, level_in, may
+from hypha.broker.access import ROOT, Action, Level, Principal, itself, level_in, may
 
 JOIN, READ, WRITE, ADMINISTER = Action.JOIN, Action.READ, Action.WRITE, Action.ADMINISTER
 LIST, CALL = Action.LIST_SERVICE, Action.CALL_SERVICE
@@ -17,9 +17,20 @@ class Place:
     """A workspace as policy sees it."""
 
     name: str = "lab"
+    identity: str = ""
     owners: list[str] = field(default_factory=lambda: ["owner", "owner@lab.org"])
     allow_list: list[str] = field(default_factory=lambda: ["guest", "guest@lab.org"])
     deny_list: list[str] = field(default_factory=lambda: ["banned", "banned@lab.org"])
+    permissions: dict[str, str] = field(
+        default_factory=lambda: {
+            "viewer": "read",
+            "editor@lab.org": "read_write",
+            "deputy": "admin",
+            "guest": "read",
+            "banned": "admin",
+            "odd": "everything",
+        }
+    )
 
 
 @dataclass
@@ -33,6 +44,13 @@ class Offer:
 
 def user(name: str, email: str | None = None, **grants: Level) -> Principal:
     return Principal(id=name, is_anonymous=False, email=email, grants=grants)
+
+
+def child(*issuers: str, email: str | None = None, by: str | None = None, **grants: Level) -> Principal:
+    """Who came with a token that was issued through *issuers*, which had its level as *by* in the lists."""
+    granted_by = {} if by is None else {"lab": (by,)}
+    parent = issuers[0]
+    return Principal("c1", False, email, parent=parent, grants=grants, issuers=issuers, granted_by=granted_by)
 
 
 PRINCIPALS: dict[str, tuple[Principal, Level]] = {
@@ -51,7 +69,23 @@ PRINCIPALS: dict[str, tuple[Principal, Level]] = {
     "a token to administer": (user("u1", lab=Level.ADMIN), Level.ADMIN),
     "a token for elsewhere": (user("u1", other=Level.ADMIN), Level.NONE),
     "a token whose home this is, without a grant": (Principal("u1", is_anonymous=False, home="lab"), Level.NONE),
-    "a user with a role": (Principal("u1", is_anonymous=False, roles=("admin",)), Level.NONE),
+    "an administrator of the server": (Principal("u1", is_anonymous=False, roles=("admin",)), Level.ADMIN),
+    "one that is banned": (Principal("banned", is_anonymous=False, roles=("admin",)), Level.ADMIN),
+    "a user with another role": (Principal("u1", is_anonymous=False, roles=("tester", "administrator")), Level.NONE),
+    "one with a permission to read": (user("viewer"), Level.READ),
+    "one by e-mail": (user("u1", "editor@lab.org"), Level.READ_WRITE),
+    "one that may administer": (user("deputy"), Level.ADMIN),
+    "one with a wider token": (user("viewer", lab=Level.READ_WRITE), Level.READ_WRITE),
+    "one whose permission is no level": (user("odd"), Level.NONE),
+    "a token of an owner": (child("owner", by="owner", lab=Level.READ_WRITE), Level.READ_WRITE),
+    "a token of one who was an owner": (child("former", by="former", lab=Level.ADMIN), Level.NONE),
+    "a token of an owner who may read now": (child("viewer", by="viewer", lab=Level.ADMIN), Level.READ),
+    "a token of a token of a former owner": (child("former", "x", by="former", lab=Level.READ), Level.NONE),
+    "a token of a banned one": (child("banned", by="owner", lab=Level.ADMIN), Level.NONE),
+    "a token of a token of a banned one": (child("x", "banned", lab=Level.ADMIN), Level.NONE),
+    "a token for elsewhere with the address of an owner": (child("u1", email="owner@lab.org"), Level.NONE),
+    "a token to read with that address": (child("u1", email="owner@lab.org", lab=Level.READ), Level.READ),
+    "a token with the address of a banned one": (child("u1", email="banned@lab.org", lab=Level.READ), Level.NONE),
     "a user whose parent is an owner": (Principal("u1", is_anonymous=False, parent="owner"), Level.NONE),
     "an anonymous stranger": (Principal("u1", is_anonymous=True), Level.NONE),
     "a user named like an e-mail of the list": (user("x", "owner"), Level.ADMIN),
@@ -75,7 +109,25 @@ def test_the_level_decides_what_may_be_done_in_a_workspace() -> None:
         principal, level = PRINCIPALS[name]
         assert level_in(principal, Place()) is level
         for action in Action:
-            assert may(principal, action, Place()).allowed == (action in OPENS[level]), action
+            opens = OPENS[level] | ({Action.OPERATE} if "admin" in principal.roles else set())
+            assert may(principal, action, Place()).allowed == (action in opens), action
+
+
+def test_a_token_is_for_one_workspace_and_not_for_the_next_of_its_name() -> None:
+    first, second = Place(identity="one"), Place(identity="two")
+    token = child("admin", by=itself(first), lab=Level.READ_WRITE)
+    assert [level_in(token, place) for place in (first, second, Place())] == [Level.READ_WRITE, Level.NONE, Level.NONE]
+    # From before workspaces had an identity.
+    token = child("admin", lab=Level.READ_WRITE)
+    assert [level_in(token, place) for place in (first, Place())] == [Level.NONE, Level.READ_WRITE]
+    assert level_in(child("admin", by=itself(Place()), lab=Level.READ), Place()) is Level.READ
+    assert level_in(child("banned", by=itself(first), lab=Level.READ), first) is Level.NONE
+
+
+def test_a_user_is_counted_with_those_to_whom_it_has_issued_tokens() -> None:
+    rows = [(user("u1"), "u1"), (user("u1", "u@lab.org"), "u@lab.org"), (child("first", "second"), "first")]
+    assert [principal.account for principal, _ in rows] == [account for _, account in rows]
+    assert child("first", email="u@lab.org").account == "u@lab.org"
 
 
 def visible(level: Level, action: Action, offer: Offer, home: str | None) -> bool:

@@ -14,9 +14,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from hypha.broker.access import Action, Level, Principal
 from hypha.broker.endpoint import ServerCall
 from hypha.broker.function import Function
+from hypha.broker.own import Visit
+from hypha.broker.registration import parse_registration
 from hypha.config import Limits
 from hypha.errors import CallTimeout, InvalidArgument, PeerGone, RemoteError
 from hypha.wire.address import Address
+from hypha.wire.calls import CANCEL
 from hypha.wire.chunks import CACHE_PREFIX
 from hypha.wire.dialect import MODERN
 from tests.broker.memory import SERVER_ID, Peer, Rejected, Scene, pack_message
@@ -31,6 +34,7 @@ def at_rest(scene: Scene) -> None:
     server = scene.broker.server
     assert not server._table.pending
     assert not server._running
+    assert not server._cancellable
     assert not server.outbound
     assert not server.inbound
     assert all(session.server_calls == session.server_call_bytes == 0 for session in scene.broker.registry.sessions())
@@ -38,6 +42,12 @@ def at_rest(scene: Scene) -> None:
 
 def add(scene: Scene, path: str, run: Any, needs: Action | None = None) -> None:
     scene.broker.server.functions[path] = Function.of(run, needs)
+
+
+def offer(scene: Scene, **functions: Any) -> None:
+    """Let the server offer a service of its own, called ``test``."""
+    entry = parse_registration({"id": "test", "config": {"visibility": "public"}}, SERVER_ID)
+    scene.broker.server.own.add(entry, {name: Function.of(run) for name, run in functions.items()})
 
 
 # --- being called ---------------------------------------------------------------------------------------------
@@ -102,6 +112,95 @@ async def test_other_messages_to_the_server_are_dropped(live: Scene) -> None:
         a.send({"to": "workspace-manager", **header}, b"\xc1")
     await wait_all_tasks_blocked()
     assert a.received() == []
+    at_rest(live)
+
+
+async def test_a_caller_cancels_a_call_of_a_service_of_the_server_and_nobody_else_does(live: Scene) -> None:
+    running: set[str] = set()
+
+    async def hang(visit: Visit) -> None:
+        running.add(visit.workspace)
+        try:
+            await trio.sleep_forever()
+        finally:
+            running.discard(visit.workspace)
+
+    offer(live, hang=hang)
+    a, b = live.join("lab/a"), live.join("other/b")
+    place = f"public/{SERVER_ID}"
+    for peer in (a, b):
+        peer.call(place, "services.test.hang", session="s1")
+    await wait_all_tasks_blocked()
+    assert running == {"lab", "other"}
+    cancel = {"type": "method", "to": place, "method": CANCEL}
+    bodies: list[Any] = [b"\xc1", {"args": []}, {"args": [1]}, {"args": [["s1"]]}, {"args": ["s2"]}]
+    for body in bodies:
+        a.send(cancel, body)
+    await wait_all_tasks_blocked()
+    assert running == {"lab", "other"}
+    a.send(cancel, {"args": ["s1"]})
+    await wait_all_tasks_blocked()
+    assert running == {"other"}
+    assert a.received() == b.received() == []
+    # One that comes in the same breath, before the call has begun.
+    a.call(place, "services.test.hang", session="s2")
+    a.send(cancel, {"args": ["s2"]})
+    b.send(cancel, {"args": ["s1"]})
+    await wait_all_tasks_blocked()
+    assert running == set()
+    at_rest(live)
+
+
+async def test_of_two_calls_of_one_session_the_first_is_cancelled(live: Scene) -> None:
+    """The end of the other one does not take that away."""
+    running: list[str] = []
+    go_on = trio.Event()
+
+    async def hang(visit: Visit) -> None:
+        running.append("hang")
+        try:
+            await trio.sleep_forever()
+        finally:
+            running.remove("hang")
+
+    async def wait(visit: Visit) -> None:
+        await go_on.wait()
+
+    offer(live, hang=hang, wait=wait)
+    a = live.join("lab/a")
+    place = f"public/{SERVER_ID}"
+    a.call(place, "services.test.hang", session="s1")
+    a.call(place, "services.test.wait", session="s1")
+    await wait_all_tasks_blocked()
+    go_on.set()
+    await a.message_for("s1")
+    assert running == ["hang"]
+    a.send({"type": "method", "to": place, "method": CANCEL}, {"args": ["s1"]})
+    await wait_all_tasks_blocked()
+    assert running == []
+    at_rest(live)
+
+
+async def test_the_server_calls_back_only_its_caller(live: Scene) -> None:
+    async def ring(visit: Visit, function: Any) -> Any:
+        return await visit.call_back(function)(["hello"])
+
+    offer(live, ring=ring)
+    a = live.join("lab/a")
+    place = f"public/{SERVER_ID}"
+    for target in ("lab/a", "a"):
+        own = {"_rtype": "method", "_rtarget": target, "_rmethod": "s1.bell", "_rpromise": True}
+        a.call(place, "services.test.ring", own, session="s1")
+        message = await a.message_for("s1")
+        assert (message["method"], message["from"], message["args"]) == ("s1.bell", place, ["hello"])
+        a.answer(message, 7)
+        assert (await a.message_for("s1"))["args"] == [7]
+    a.received()
+    changes: list[dict[str, Any]] = [{"_rtarget": "lab/b"}, {"_rtarget": ["a"]}, {"_rmethod": None}]
+    for stranger in (*({**own, **change} for change in changes), "bell", None):
+        a.call(place, "services.test.ring", stranger, session="s2")
+    await wait_all_tasks_blocked()
+    assert a.errors() == ["ValueError: a function to be called back must be one of the caller's own"] * 5
     at_rest(live)
 
 

@@ -94,7 +94,11 @@ async def test_only_a_writer_changes_what_there_is(live: Scene) -> None:
     writing = {path for path, action in needs.items() if action is Action.WRITE}
     names = ("unregister_service", "log", "log_event", "set_env", "get_env", "bookmark", "unbookmark")
     assert writing == {f"services.default.{name}" for name in (*names, "register_service_type")}
-    assert all(needs[path] is Action.READ for path in needs if ".default." in path and path not in writing)
+    operating = {path for path, action in needs.items() if action is Action.OPERATE}
+    functions = ("list_users", "block_user", "unblock_user", "list_blocked", "set_quota")
+    assert operating == {f"services.default.{name}" for name in functions}
+    others = {path for path in needs if ".default." in path} - writing - operating
+    assert all(needs[path] is Action.READ for path in others)
     reader = live.join("lab/r", principal=live.principal("r", "lab", Level.READ), dialect=MODERN)
     assert await ask(reader, "register_service", entry(reader, "built-in")) is None
     assert "Permission denied for workspace lab" in await refused(reader, "register_service", entry(reader, "x"))

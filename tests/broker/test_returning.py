@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from hypha.broker.access import Principal
 from hypha.broker.broker import Credentials
+from hypha.broker.session import Service
 from hypha.config import Limits
+from hypha.errors import LimitExceeded, NotFound
+from hypha.wire.address import ServiceQuery
 from hypha.wire.dialect import LEGACY, MODERN, Dialect
 from tests.broker.memory import MemoryStore, Peer, Rejected, Scene
 
@@ -254,6 +260,66 @@ async def test_an_older_owner_that_does_not_come_is_not_waited_for_longer(
         assert await modern(peer, "svc") == "two/b:svc"
 
 
+async def test_a_client_that_returns_wakes_only_who_waits_for_it(restart: Restart, autojump_clock: MockClock) -> None:
+    """Hundreds come back in the same second, and as many wait: each of these looks twice, whatever the others do."""
+    numbers = range(20)
+    for number in numbers:
+        restart.was_there(f"w{number}/a", "svc", visibility="public")
+    broker = restart.happens().broker
+    looks: Counter[str] = Counter()
+
+    def look(place: str, query: ServiceQuery) -> Service:
+        looks[place] += 1
+        named = (item for item in broker.registry.named("svc") if query.workspace in {None, item.workspace})
+        service = min(named, key=lambda item: item.since, default=None)
+        if service is None:
+            raise NotFound("not there")
+        return service
+
+    async def wait(place: str, query: ServiceQuery) -> None:
+        await broker.returning.find(partial(look, place, query), [query], Principal("x", is_anonymous=True), "home")
+
+    async with trio.open_nursery() as nursery:
+        for number in numbers:
+            nursery.start_soon(wait, f"w{number}", ServiceQuery(f"w{number}", None, "svc"))
+            nursery.start_soon(wait, f"w{number}/a", ServiceQuery(f"w{number}", "a", "svc"))
+            nursery.start_soon(wait, f"bare {number}", ServiceQuery(None, None, "svc"))
+        await wait_all_tasks_blocked()
+        for number in reversed(numbers):
+            restart.comes_back(f"w{number}/a")
+            await wait_all_tasks_blocked()
+    assert len(looks) == 60
+    assert set(looks.values()) == {2}
+
+
+async def test_requests_that_wait_are_bounded(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    restart = Restart(nursery, Limits(returning_requests=2))
+    restart.was_there("lab/a", "svc", visibility="public")
+    restart.was_there("lab/b", "other", visibility="public")
+    broker = restart.happens().broker
+    restart.comes_back("lab/b")
+    anybody = Principal("x", is_anonymous=True)
+
+    def look(service_id: str) -> Service:
+        for service in broker.registry.named(service_id):
+            return service
+        raise NotFound("not there")
+
+    async def request(service: str) -> Service:
+        query = ServiceQuery("lab", None, service)
+        return await broker.returning.find(partial(look, service), [query], anybody, "home", is_request=True)
+
+    async with trio.open_nursery() as requests:
+        for _ in range(2):
+            requests.start_soon(request, "svc")
+        await wait_all_tasks_blocked()
+        with pytest.raises(LimitExceeded, match="returning_requests = 2"):
+            await request("svc")
+        assert (await request("other")).id == "other"
+        restart.comes_back("lab/a")
+    assert (await request("svc")).id == "svc"
+
+
 async def test_nothing_is_left_of_the_waiting(restart: Restart, autojump_clock: MockClock) -> None:
     restart.was_there("lab/a", "svc", "other")
     restart.was_there("lab/b", "svc")
@@ -261,4 +327,5 @@ async def test_nothing_is_left_of_the_waiting(restart: Restart, autojump_clock: 
     restart.comes_back("lab/a")
     await restart.sweep(11)
     await wait_all_tasks_blocked()
-    assert (returning._expected, returning._missed, returning._news) == ({}, {}, {})
+    left = returning._expected, returning._missed, returning._public, returning._news, returning._requests
+    assert left == ({}, {}, {}, {}, 0)

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from hypha.broker.access import Level, Principal
+from hypha.broker.access import ROOT, Level, Principal
 from hypha.broker.broker import Credentials
 from hypha.broker.revocations import Revocations
 from hypha.config import Limits
@@ -181,15 +181,18 @@ async def test_tokens_are_issued_one_through_the_other_so_often(nursery: trio.Nu
         await peer.ask("generate_token")
 
 
+ONE, TWO, THREE = (Principal(name, is_anonymous=False) for name in ("one", "two", "three"))
+
+
 def test_the_revoked_tokens_are_bounded_exactly() -> None:
     revoked = Revocations(Limits(revoked_tokens=3, revoked_tokens_per_principal=2))
     for token in ("a", "b", "a"):
-        revoked.add(token, "one", EPOCH)
+        revoked.add(token, ONE, EPOCH)
     with pytest.raises(LimitExceeded, match="revoked_tokens_per_principal = 2 "):
-        revoked.add("c", "one", EPOCH)
-    revoked.add("c", "two", EPOCH + 1)
+        revoked.add("c", ONE, EPOCH)
+    revoked.add("c", TWO, EPOCH + 1)
     with pytest.raises(LimitExceeded, match="revoked_tokens = 3 "):
-        revoked.add("d", "three", EPOCH)
+        revoked.add("d", THREE, EPOCH)
     assert [revoked.touch([token]) for token in "abcd"] == [True, True, True, False]
     assert revoked.touch(["d", "c"])
     assert not revoked.touch([])
@@ -198,6 +201,32 @@ def test_the_revoked_tokens_are_bounded_exactly() -> None:
     revoked.forget(EPOCH + 0.5)
     assert [revoked.touch([token]) for token in "abc"] == [False, False, True]
     for token in ("d", "e"):
-        revoked.add(token, "one", EPOCH + 2)
+        revoked.add(token, ONE, EPOCH + 2)
     revoked.forget(EPOCH + 3)
     assert len(revoked) == 0
+
+
+def test_users_without_an_account_have_half_and_administrators_always_have_room() -> None:
+    revoked = Revocations(Limits(revoked_tokens=4, revoked_tokens_per_principal=2))
+    for token in ("a", "b"):
+        revoked.add(token, Principal(f"stranger-{token}", is_anonymous=True), EPOCH)
+    with pytest.raises(LimitExceeded, match="revoked_tokens / 2 = 2 "):
+        revoked.add("c", Principal("stranger", is_anonymous=True), EPOCH)
+    for token in ("c", "d"):
+        revoked.add(token, ONE, EPOCH)
+    with pytest.raises(LimitExceeded, match="revoked_tokens = 4 "):
+        revoked.add("e", TWO, EPOCH)
+    for token in ("e", "f", "g"):
+        revoked.add(token, ROOT, EPOCH)
+    assert len(revoked) == 7
+
+
+async def test_a_token_of_a_user_without_an_account_lives_no_longer_than_one_that_names_no_time(
+    live: Scene, owner: Peer
+) -> None:
+    life = live.broker.limits.token_seconds
+    for asked, given in ((life - 1, life - 1), (life + 1, life), (2**39, life)):
+        token = await ask(owner, "generate_token", {"expires_in": asked})
+        assert live.broker.authenticate(token).expires_at == EPOCH + given
+    known = Principal("known", is_anonymous=False, grants={"lab": Level.READ})
+    assert live.broker.token_life(known, life + 1) == life + 1

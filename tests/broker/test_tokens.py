@@ -249,7 +249,7 @@ def test_a_programs_token_can_be_revoked_like_others_and_nothing_is_kept_of_it(c
     tokens = Tokens(KEY, clock, Limits(revoked_tokens=1))
     for _ in range(5):
         token, _ = tokens.issue_living(USER)
-        tokens.revoke(tokens.verify(token), "somebody")
+        tokens.revoke(tokens.verify(token), USER)
         assert refused_as_revoked(tokens, token)
 
 

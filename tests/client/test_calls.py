@@ -99,8 +99,8 @@ async def test_large_values_go_both_ways(live: LiveServer, size: int) -> None:
         array = np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)
         assert np.array_equal(await service.echo(array), array)
         assert await service.echo({"many": [array.tobytes()[:1000]] * 3}) == {"many": [array.tobytes()[:1000]] * 3}
-        assert not worker.peer._parts_in
-        assert not user.peer._parts_in
+        assert not worker.peer._built_in._parts
+        assert not user.peer._built_in._parts
 
 
 async def test_large_values_reach_the_server(live: LiveServer) -> None:
@@ -424,7 +424,7 @@ async def test_cancelling_a_call_cancels_the_function(live: LiveServer, apart: b
                 scope.cancel()
         await wait_all_tasks_blocked()
         assert [how for how, _ in sleeper.ended] == ["cancelled"]
-        assert not worker.peer._running
+        assert not worker.peer.serving._running
         assert not user.peer._calls.pending
 
 
@@ -434,7 +434,7 @@ async def test_the_deadline_of_the_caller_holds_at_the_provider(live: LiveServer
         service = await offered(worker, user, sleep=sleeper.sleep)
         began = trio.current_time()
         # The word of the caller does not come through: only its deadline is known.
-        user.peer._put = lambda message: None  # type: ignore[method-assign]  # of this one
+        user.peer.put = lambda message: None  # type: ignore[method-assign]  # of this one
         with trio.move_on_after(5):
             await service.sleep()
         await wait_all_tasks_blocked(0.01)
@@ -457,7 +457,7 @@ async def test_without_a_sign_for_method_timeout_a_call_fails(live: LiveServer, 
         live.connect({"workspace": user.config.workspace, "token": await user.generate_token()}) as worker,
     ):
         service = await offered(worker, user, sleep=Sleeper().sleep)
-        worker.peer.beat = lambda now: None  # type: ignore[method-assign]  # of this one
+        worker.peer.serving.beat = lambda now: None  # type: ignore[method-assign]  # of this one
         began = trio.current_time()
         with pytest.raises(CallTimeout, match="method_timeout = 30 s"):
             await service.sleep()
@@ -537,7 +537,13 @@ async def test_calls_leave_nothing_behind(live: LiveServer) -> None:
             assert await service.apply(print, number) == number
         for program in (worker, user):
             peer = program.peer
-            held: list[Any] = [peer._running, peer._calls.pending, peer._parts_in, peer.store._groups, peer.store._kept]
+            held: list[Any] = [
+                peer.serving._running,
+                peer._calls.pending,
+                peer._built_in._parts,
+                peer.store._groups,
+                peer.store._kept,
+            ]
             assert not any(held)
 
 

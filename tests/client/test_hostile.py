@@ -126,14 +126,14 @@ async def test_messages_that_are_never_finished_are_dropped(live: LiveServer, au
         await worker.register_service({"id": "svc", "f": lambda: 1})
         cache = "services.built-in.message_cache."
         await user.peer.call(worker.peer.name, cache + "create", ["key", False])
-        assert len(worker.peer._parts_in) == 1
+        assert len(worker.peer._built_in._parts) == 1
         wrong: list[list[Any]] = [[], ["key"], [1, 2, 3]]
         for name, args in itertools.product(["append", "set", "process", "remove", "nothing"], wrong):
             if args != ["key"] or name not in {"process", "remove"}:
                 with pytest.raises(HyphaError):
                     await user.peer.call(worker.peer.name, cache + name, args)
         await trio.sleep(130)
-        assert not worker.peer._parts_in
+        assert not worker.peer._built_in._parts
 
 
 async def test_one_session_runs_once(live: LiveServer) -> None:
@@ -156,7 +156,7 @@ async def test_one_session_runs_once(live: LiveServer) -> None:
         over.set()
         service = await user.get_service("svc")
         nursery.start_soon(service.f)
-    assert not worker.peer._running
+    assert not worker.peer.serving._running
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, True, "5", [], 1e300])

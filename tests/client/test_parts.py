@@ -48,10 +48,10 @@ async def test_a_message_that_is_cancelled_half_way_is_forgotten_by_its_receiver
             nursery.start_soon(service.echo, np.zeros(10_000_000, np.uint8))
             await half.wait()
             await wait_all_tasks_blocked()
-            assert len(worker.peer._parts_in) == 1
+            assert len(worker.peer._built_in._parts) == 1
             nursery.cancel_scope.cancel()
         await wait_all_tasks_blocked()
-        assert len(worker.peer._parts_in) == 0
+        assert len(worker.peer._built_in._parts) == 0
 
 
 async def test_a_receiver_that_goes_half_way_fails_the_call(live: LiveServer) -> None:

@@ -159,7 +159,7 @@ async def test_a_function_stops_when_its_http_client_goes_away(live: LiveServer)
             await begun.wait()
         await ended.wait()
         await wait_all_tasks_blocked()
-        assert not worker.peer._running
+        assert not worker.peer.serving._running
 
 
 async def test_workspaces_tokens_and_the_rest_of_the_manager(live: LiveServer) -> None:

@@ -632,5 +632,31 @@ async def test_the_example_for_node_runs_and_ends_by_itself(
     assert result.returncode == 0
 
 
+WITHOUT_WS = """
+    const { connectToServer } = require(process.argv[2]);
+    connectToServer({ server_url: process.argv[3] }).then(
+      async (server) => {
+        console.log(await server.echo("it is Node's own"));
+        await server.disconnect();
+      },
+      (error) => console.log(error.message),
+    );
+"""
+
+
+@pytest.mark.slow
+async def test_the_websocket_of_node_itself_will_do(
+    node: str, nursery: trio.Nursery, server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "script.js").write_text(WITHOUT_WS)
+    flag = "--experimental-websocket"  # of no effect since version 22, which has one without it
+    probe = [node, "-p", f"process.allowedNodeEnvironmentFlags.has('{flag}')"]
+    with_it = (await processes.run(nursery, probe, cwd=tmp_path, seconds=20)).stdout == "true\n"
+    command = [node, *([flag] if with_it else []), "script.js", str(SOURCE), server.url]
+    result = await processes.run(nursery, command, cwd=tmp_path, seconds=20)
+    without = "there is no WebSocket here: in Node before 22 give that of the package ws"
+    assert result.stdout.splitlines() == ["it is Node's own" if with_it else without], result.stderr
+
+
 def test_no_client_has_a_line_that_nobody_can_read() -> None:
     assert [line for line in SOURCE.read_text().splitlines() if len(line) > 120] == []

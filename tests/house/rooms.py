@@ -11,7 +11,7 @@ from pathlib import Path
 FOR_ALL = frozenset({"errors", "config"})
 
 _PEERS = frozenset({"wire", "broker"})
-_PROCESS = frozenset({"banner", "command", "lazy", "listen", "orphans", "parent"})
+_PROCESS = frozenset({"banner", "command", "lazy", "listen", "memory", "orphans", "parent"})
 _ROOMS = frozenset({"wire", "broker", "store", "accounts", "web", "launch", "apps", "scale", "aio"})
 _ASSEMBLED = _ROOMS | _PROCESS | {"assembly"}
 
@@ -31,9 +31,10 @@ ARROWS: dict[str, Set[str]] = {
     "scale": _PEERS,
     "client": {"wire", "aio"},  # functions of the program that are written for asyncio
     "sync": {"client"},
-    "assembly": _ROOMS | {"banner", "lazy"},
+    "assembly": _ROOMS | {"banner", "lazy", "memory"},
     # The two commands, from the light end to the heavy one.
     "lazy": frozenset(),
+    "memory": frozenset(),
     "listen": frozenset(),
     "orphans": frozenset(),
     "command": frozenset(),
@@ -73,7 +74,7 @@ RESERVED: dict[str, Set[str]] = {
     "ssl": {"apps", "client", "launch"},
     "subprocess": {"apps", "launch", "parent"},
     "multiprocessing": {"hypercorn_command"},
-    "threading": {"aio", "sync", "worker"},
+    "threading": {"aio", "store", "sync", "worker"},
     "sqlite3": {"store"},
     "pickle": frozenset(),
     "marshal": frozenset(),

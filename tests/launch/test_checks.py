@@ -15,31 +15,11 @@ import trio
 
 from hypha.launch import checks
 from hypha.launch.checks import is_answered
+from tests.house.certificate import CERTIFICATE, KEY
 
 pytestmark = pytest.mark.deadline(30)
 
 Handler = Callable[[trio.abc.Stream], Awaitable[None]]
-
-#: Of a certificate that its holder has signed itself, for these tests alone.
-KEY = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgOJVpwp3yRmHnNwTF
-Cc8TSxWCSVK6OL+EYChUv7lWQWOhRANCAAQ7RHHTeN6JvjTLWq5Gh46Xbkq66KO1
-Q7FlFa3iW5QTT4pIi1BzojcHwQiqmXycJsf6pzVNakPvyI9i/1umFt0I
------END PRIVATE KEY-----
-"""
-CERTIFICATE = """\
------BEGIN CERTIFICATE-----
-MIIBdDCCARugAwIBAgIUHd0YHmj7ch9/57jSXuKfCu+u9mEwCgYIKoZIzj0EAwIw
-DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjUyMzQwMTJaGA8yMTI2MTEwMTIzNDAx
-MlowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABDtE
-cdN43om+NMtarkaHjpduSrroo7VDsWUVreJblBNPikiLUHOiNwfBCKqZfJwmx/qn
-NU1qQ+/Ij2L/W6YW3QijUzBRMB0GA1UdDgQWBBQg+Kibv+MWhdX5DEma6T3IG0Uc
-IjAfBgNVHSMEGDAWgBQg+Kibv+MWhdX5DEma6T3IG0UcIjAPBgNVHRMBAf8EBTAD
-AQH/MAoGCCqGSM49BAMCA0cAMEQCIBxWlrhlGoRfSzP2aC0gR1z+cDJ6eJZIt2zD
-pjuYY6kCAiBUKUCdp+kZleGKiRkTZiF1Oh2OiiE3RKtsETa4Wr1pDw==
------END CERTIFICATE-----
-"""
 
 
 def answering(data: bytes) -> Handler:

@@ -55,7 +55,9 @@ def host_of(scene: Scene, *sockets: Socket) -> BrokerHost:
 def test_the_address_says_whether_the_server_speaks_tls(scene: Scene) -> None:
     door = Door([Socket(IPV4, "127.0.0.1", 9000)])
     door.is_secure = True
-    assert BrokerHost(scene.broker, door, lambda text: None).server_url == "https://127.0.0.1:9000"
+    host = BrokerHost(scene.broker, door, lambda text: None)
+    assert host.server_url == "https://127.0.0.1:9000"
+    assert host.inner_url == "http://127.0.0.1:9000"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,13 @@ import pytest
 from tests.soak.restarts import DELAYS, WAYS, Load, flocks, kill_worker, report, restarts, supervised
 
 #: Workspaces are made all the time, by one user.
-FLAGS = ("--limit", "workspaces_per_principal=100000000", "--limit", "revoked_tokens_per_principal=100000000")
+UNBOUNDED = (
+    "anonymous_workspaces",
+    "anonymous_workspaces_per_principal",
+    "revoked_tokens",
+    "revoked_tokens_per_principal",
+)
+FLAGS = tuple(f"--limit={name}=100000000" for name in UNBOUNDED)
 
 
 @pytest.mark.slow

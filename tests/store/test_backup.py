@@ -6,6 +6,7 @@ import tarfile
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,3 +80,29 @@ def test_a_backup_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with open_data_dir(tmp_path), closing(open_state(tmp_path)), pytest.raises(ConfigError, match="could not be made"):
         back_up(tmp_path, tmp_path / "none" / "backup.tar")
+
+
+class Killed(BaseException):
+    """The end of the process, as far as a test can have it."""
+
+
+def test_a_backup_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is made there is no copy of the state under a name, and what is beside it is not its own."""
+    path, backups = tmp_path / "data", tmp_path / "backups"
+    backups.mkdir()
+    (backups / "backup.tar.new").write_bytes(b"somebody's")
+    seen: list[str] = []
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        seen.extend(item.name for item in backups.iterdir() if item.name != "backup.tar.new")
+        raise Killed
+
+    with open_data_dir(path) as data_dir, closing(open_state(path)):
+        data_dir.signing_key()
+        monkeypatch.setattr(tarfile.TarFile, "add", interrupt)
+        with pytest.raises(Killed):
+            back_up(path, backups / "backup.tar")
+    (draft,) = seen
+    assert draft.startswith(".backup.tar.")
+    assert [item.name for item in backups.iterdir()] == ["backup.tar.new"]
+    assert (backups / "backup.tar.new").read_bytes() == b"somebody's"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hypha.errors import ConfigError
-from hypha.store import open_data_dir
+from hypha.store import open_data_dir, signing_key_of
 
 HOLD = """
 import sys
@@ -149,3 +149,27 @@ def test_the_lock_goes_with_the_context_even_after_an_error(tmp_path: Path) -> N
         raise ZeroDivisionError
     with open_data_dir(tmp_path) as data_dir:
         assert data_dir.path == tmp_path
+
+
+def test_the_key_can_be_read_beside_the_server_that_holds_the_directory(tmp_path: Path) -> None:
+    with open_data_dir(tmp_path) as data_dir:
+        key = data_dir.signing_key()
+        assert signing_key_of(tmp_path) == key
+
+
+def test_where_no_server_has_been_there_is_no_key_and_none_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(ConfigError, match="no server has used the data directory"):
+            signing_key_of(path)
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_is_no_key_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "signing.key").write_bytes(b"short")
+    with pytest.raises(ConfigError, match="is not a signing key"):
+        signing_key_of(tmp_path)
+    (tmp_path / "signing.key").unlink()
+    (tmp_path / "signing.key").mkdir()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        signing_key_of(tmp_path)

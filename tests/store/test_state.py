@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,6 +113,40 @@ def test_a_full_disk_is_an_error_and_nothing_is_half_written(tmp_path: Path) -> 
             state.write({("workspace", "lab"): b"other", ("big", "one"): bytes(100_000)}, firm=True)
         state.write({("workspace", "more"): b"fits"}, firm=True)
     assert records(tmp_path) == {**RECORDS, ("workspace", "more"): b"fits"}
+
+
+def test_a_record_that_cannot_be_written_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(open_state(tmp_path)) as state:
+        with caplog.at_level(logging.ERROR):
+            state.write({("a", "\ud800"): b"", ("b", "\ud800"): None, **RECORDS}, firm=False)
+        assert not state._database.in_transaction
+    assert records(tmp_path) == RECORDS
+    assert "'\\ud800'" in caplog.text
+
+
+def test_an_error_of_any_kind_is_undone(tmp_path: Path) -> None:
+    value: Any = object()
+    with closing(open_state(tmp_path)) as state:
+        with pytest.raises(Exception, match="type"):
+            state.write({("a", "one"): b"", ("a", "two"): value}, firm=False)
+        state.write(RECORDS, firm=False)
+    assert records(tmp_path) == RECORDS
+
+
+def test_records_come_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """The events of a workspace count on it."""
+    with closing(open_state(tmp_path)) as state:
+        state.write({("event", f"lab/{number:012}"): b"" for number in (3, 10, 1, 2)}, firm=False)
+    assert [name for _, name in records(tmp_path)] == [f"lab/{number:012}" for number in (1, 2, 3, 10)]
+
+
+def test_a_state_that_is_being_written_is_left_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = open_state(tmp_path)
+    with caplog.at_level(logging.WARNING), state._busy:
+        state.close()
+    assert "left open" in caplog.text
+    state.write(RECORDS, firm=False)
+    state.close()
 
 
 def limit_size(state: State) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import trio
 from trio.testing import (
@@ -19,6 +21,7 @@ from trio.testing import (
 )
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
+from hypha.broker.access import ROOT
 from hypha.client import Server
 from hypha.config import Config, Limits
 from hypha.web import mount
@@ -170,7 +173,7 @@ async def test_who_may_use_one_is_decided_as_for_functions(autojump_clock: MockC
             called = await http(place.stack, f"/{place.workspace}/services/app/nothing", headers=headers)
             permitted = visibility != "protected" or headers is token
             known = headers in (None, token, foreign)
-            assert answer.status == (401 if not known else 200 if permitted else 404)
+            assert answer.status == (200 if permitted else 404 if known else 401)
             if answer.status != 200:
                 assert (answer.status, answer.detail) == (called.status, called.detail)
     missing = await http(place.stack, place.path(service="other"))
@@ -191,6 +194,37 @@ async def test_a_token_stays_with_the_server(autojump_clock: MockClock, place: P
     await place.get(headers={"Authorization": f"Bearer {token}", "Cookie": "a=b"})
     assert b"authorization" not in seen[0]
     assert seen[0][b"cookie"] == b"a=b"
+
+
+async def test_what_is_no_token_is_for_the_application(autojump_clock: MockClock, place: Place) -> None:
+    """So an application may have passwords and tokens of its own; no token of such a server gets there, good or not."""
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(dict(scope["headers"]).get(b"authorization"))
+        await send(starts(401, {"WWW-Authenticate": 'Basic realm="mine"'}))
+        await send(body(b""))
+
+    await place.offer(app)
+    token = await place.server.generate_token()
+    head, claims, _ = token.split(".")
+    others = jwt.encode({"iss": "mine"}, "k" * 32, algorithm="HS256")
+    for value in ("Basic eDp5", "Bearer secret", f"Bearer {others}", "secret", "Digest a=b", "Basic ?", "Basic eA=="):
+        answer = await place.get(headers={"Authorization": value})
+        assert (answer.status, answer.headers["www-authenticate"]) == (401, 'Basic realm="mine"')
+        assert seen.pop() == value.encode()
+    await place.server.revoke_token(token)
+    other = jwt.encode({"iss": "hypha"}, "k" * 32, algorithm="HS256")
+    basic = base64.b64encode(f"user:{token}".encode()).decode()
+    for value in (f"Bearer {token}", f"x@imjoy@{token}", f"Bearer {other}", f"{head}.{claims}.x", f"Basic {basic}"):
+        answer = await place.get(headers={"Authorization": value})
+        assert (answer.status, seen) == (401, []), value
+
+    def index(event: dict[str, Any]) -> dict[str, Any]:
+        return {"body": event["headers"].get("authorization", "")}
+
+    await place.offer_functions(index=index)
+    assert (await place.get(headers={"Authorization": "Basic eDp5"})).body == b"Basic eDp5"
 
 
 async def test_other_services_are_no_applications(autojump_clock: MockClock, place: Place) -> None:
@@ -964,7 +998,7 @@ async def test_a_token_that_ends_ends_the_websocket(autojump_clock: MockClock, p
     await place.offer(echo_socket, "protected")
     token = await place.server.generate_token()
     socket = await opened(place, headers={"Authorization": f"Bearer {token}"})
-    place.stack.broker.tokens.revoke(place.stack.broker.authenticate(token), "somebody")
+    place.stack.broker.tokens.revoke(place.stack.broker.authenticate(token), ROOT)
     assert (await socket.closed()).code == 1008
     await socket.stream.aclose()
 
@@ -973,7 +1007,7 @@ async def test_a_token_that_ends_ends_an_answer(autojump_clock: MockClock, place
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(starts())
         await send(body(b"first", more=True))
-        place.stack.broker.tokens.revoke(place.stack.broker.authenticate(token), "somebody")
+        place.stack.broker.tokens.revoke(place.stack.broker.authenticate(token), ROOT)
         await send(body(b"second", more=True))
 
     await place.offer(app, "protected")

@@ -133,7 +133,7 @@ async def test_a_bad_token_is_401_everywhere(
 
 @pytest.mark.parametrize("path", ["/workspaces", "/api/stats", "/w/info", "/w/services", "/w/services/s"])
 async def test_other_methods(stack: MemoryStack, path: str, autojump_clock: trio.testing.MockClock) -> None:
-    refused = await http(stack, path, "POST")
+    refused = await http(stack, path, "PUT")
     assert (refused.status, "GET" in refused.headers["allow"]) == (405, True)
     assert refused.detail
     options = await http(stack, path, "OPTIONS")

@@ -166,7 +166,7 @@ async def test_a_path_is_shown_as_text_and_in_part(autojump_clock: MockClock, st
     assert "set-cookie" not in answer.headers
 
 
-@pytest.mark.parametrize("target", ["/", "/health/liveness", "/workspaces"])
+@pytest.mark.parametrize("target", ["/", "/health/liveness", "/api/stats"])
 async def test_pages_are_read_only(autojump_clock: MockClock, stack: MemoryStack, target: str) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH", "FOO"):
         answer = await http(stack, target, method, body=b"x")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trio
 
-from hypha.broker.records import NotStored
 from hypha.broker.registration import Registration
 from hypha.config import Config
+from hypha.errors import NotStored
 from tests.web.person import ORIGIN, Chrome, opened, people_of, shown
 from tests.web.stack import MemoryStack
 from tests.web.wires import Call, HttpAnswer, Peer, http, join, upgrade

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from hypha.broker.access import ROOT
 from hypha.wire import values
 from tests.web.stack import MemoryStack, Steps, connection
 from tests.web.wires import Call, HttpAnswer, Peer, Rejected, http, join, request_bytes
@@ -214,7 +215,7 @@ async def test_a_token_that_ends_ends_the_stream(
 
     async def then_end(call: Call) -> Any:
         if counter.made == 2 and end == "revoked":
-            broker.tokens.revoke(broker.authenticate(token), "somebody")
+            broker.tokens.revoke(broker.authenticate(token), ROOT)
         elif counter.made == 2:
             broker.clock = lambda: wall() + 61
         return await counter.next(call)

@@ -15,8 +15,8 @@ from functools import partial
 
 import trio
 
+from hypha.memory import tune_memory
 from hypha.web.codec import Codec, message_head
-from hypha.worker import tune_memory
 from tests.bench.relays.program import run, serve_streams
 from tests.bench.relays.routing import route
 

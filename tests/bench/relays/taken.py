@@ -15,8 +15,8 @@ import trio
 from hypercorn.config import Config
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable
 
+from hypha.memory import tune_memory
 from hypha.web import guard
-from hypha.worker import tune_memory
 from tests.bench.relays.bare import Peer, serve_peer
 from tests.bench.relays.program import run
 
