@@ -101,6 +101,7 @@ async def test_a_full_disk_holds_nobody_up_whose_change_is_not_firm(
     records = Records(store)
     nursery.start_soon(partial(records.run, in_thread=False))
     store.full = "no space left"
+    records.begin()
     records.put("a", "one", 1)
     await records.kept()
     records.put("a", "two", 2, firm=True)

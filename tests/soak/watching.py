@@ -21,6 +21,7 @@ from tests.house.processes import Server, serving
 LIMITS = {
     "session_grace": 2,
     "reconnection_token_seconds": 2,
+    "listed_tokens": 1,
     "silence_seconds": 3,
     "busy_silence_seconds": 3,
     "ping_seconds": 1,
