@@ -155,8 +155,7 @@ def test_limits_can_be_set_one_by_one() -> None:
 
 def test_an_unknown_limit_lists_those_that_exist() -> None:
     with pytest.raises(
-        ConfigError,
-        match=r"unknown limit 'frame_size'; the limits are accounts, app_finish_seconds, app_idle_seconds, app_.*",
+        ConfigError, match=r"unknown limit 'frame_size'; the limits are accounts, anonymous_workspaces, .*"
     ):
         parse_limits({"frame_size": "1"})
 

@@ -126,7 +126,7 @@ class Records:
         #: How many changes there were, how many of them were taken to be written, and how many are.
         self._asked = self._taken = self._written = 0
         #: Others' failures are none of a task's own.
-        self._own: ContextVar[_Changed] = ContextVar("own changes", default=_NOTHING)
+        self._own: ContextVar[_Changed | None] = ContextVar("own changes", default=None)
         self._writer: _Writer | None = None
 
     def __contains__(self, key: Key) -> bool:
@@ -172,7 +172,9 @@ class Records:
         self._changes[key] = data
         self._firm = self._firm or firm
         self._asked += 1
-        self._own.set(_Changed(self._asked, self._asked if firm else self._own.get().firm))
+        own = self._own.get()
+        if own is not None:
+            self._own.set(_Changed(self._asked, self._asked if firm else own.firm))
         self._wanted.set()
 
     def begin(self) -> None:
@@ -180,11 +182,12 @@ class Records:
         self._own.set(_NOTHING)
 
     async def kept(self) -> None:
-        """Wait until what this task has changed is written, as long as the disk takes anything.
+        """Wait until what this task has changed since :meth:`begin` is written, as long as the disk takes anything.
 
-        Raises :class:`NotStored` when it refuses a change that is firm.
+        For a task that has not begun so that is whatever has changed. Raises :class:`NotStored` when it refuses a
+        change that is firm.
         """
-        own = self._own.get()
+        own = self._own.get() or _Changed(self._asked, self._asked)
         while self._written < own.latest:
             if self._failure is not None:
                 if self._written < own.firm:

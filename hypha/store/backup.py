@@ -45,7 +45,7 @@ def _draft(target: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(descriptor)
         os.replace(name, target)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too: it holds the signing key, and must not stay
         os.unlink(name)
         raise
 

@@ -146,7 +146,7 @@ def _open(path: Path) -> State:
         # Read as a whole, which also finds out whether it can be.
         with closing(database.execute("SELECT kind, name, value FROM records ORDER BY kind, name")) as rows:
             return State(database, {(kind, name): value for kind, name, value in rows})
-    except BaseException:
+    except BaseException:  # a broken file is set aside and opened anew, and nobody else would close this one
         database.close()
         raise
 

@@ -51,8 +51,10 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
 
         @wraps(view)
         async def view_and_wait(*args: P.args, **kwargs: P.kwargs) -> T:
+            records = broker_of().records
+            records.begin()
             answer = await view(*args, **kwargs)
-            await broker_of().records.kept()
+            await records.kept()
             return answer
 
         return view_and_wait

@@ -17,6 +17,13 @@ from hypha.errors import NotStored
 from tests.broker.memory import MemoryStore
 
 
+def started(store: MemoryStore, nursery: trio.Nursery) -> Records:
+    """Records that are written to *store*."""
+    records = Records(store)
+    nursery.start_soon(partial(records.run, in_thread=False))
+    return records
+
+
 async def test_changes_reach_the_store_and_the_latest_counts(nursery: trio.Nursery) -> None:
     store = MemoryStore()
     records = Records(store)
@@ -80,8 +87,7 @@ async def test_a_full_disk_is_said_and_tried_again(
     nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = MemoryStore()
-    records = Records(store)
-    nursery.start_soon(partial(records.run, in_thread=False))
+    records = started(store, nursery)
     store.full = "no space left"
     records.put("a", "one", 1, firm=True)
     with caplog.at_level(logging.ERROR), pytest.raises(NotStored, match="no space left"):
@@ -98,9 +104,9 @@ async def test_a_full_disk_holds_nobody_up_whose_change_is_not_firm(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = MemoryStore()
-    records = Records(store)
-    nursery.start_soon(partial(records.run, in_thread=False))
+    records = started(store, nursery)
     store.full = "no space left"
+    records.begin()
     records.put("a", "one", 1)
     await records.kept()
     records.put("a", "two", 2, firm=True)
@@ -122,8 +128,7 @@ async def test_what_comes_and_goes_while_the_disk_is_full_leaves_nothing(
     nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = MemoryStore()
-    records = Records(store)
-    nursery.start_soon(partial(records.run, in_thread=False))
+    records = started(store, nursery)
     records.put("a", "old", 0)
     await records.kept()
     store.full = "no space left"
@@ -149,8 +154,7 @@ async def test_a_change_that_is_undone_before_it_is_written_is_not_waited_for(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = MemoryStore()
-    records = Records(store)
-    nursery.start_soon(partial(records.run, in_thread=False))
+    records = started(store, nursery)
     store.full = "no space left"
     records.put("a", "one", 1, firm=True)
     await trio.sleep(0.5)

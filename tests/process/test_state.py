@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from hypha.store import open_state
 from hypha.wire.calls import encode_value
 from tests.house.processes import run, start
 from tests.house.steps import ROOT
-from tests.process.servers import HYPERCORN, SERVER, SINGLE, all_gone, answers, group, live, refused
+from tests.process.servers import HYPERCORN, SERVER, SINGLE, Live, all_gone, answers, group, live, refused
 
 pytestmark = pytest.mark.slow
 
@@ -110,51 +110,44 @@ async def test_a_backup_of_nothing(tmp_path: Path) -> None:
 # --- the end of a server, with calls ---------------------------------------------------------------------------
 
 
+async def ended_during(server: Live, work: Callable[[], Awaitable[str]]) -> str | PeerGone:
+    """What comes of a call of *work* when the server is told to end while that runs."""
+    url, begun = f"http://localhost:{server.port}", trio.Event()
+
+    async def begin() -> str:
+        begun.set()
+        return await work()
+
+    async def end() -> None:
+        await begun.wait()
+        server.kill(signal.SIGTERM)
+
+    async with connect_to_server({"server_url": url}) as provider, connect_to_server({"server_url": url}) as caller:
+        info = await provider.register_service({"id": "job", "config": {"visibility": "public"}, "work": begin})
+        service = await caller.get_service(info.id)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            try:
+                outcome: str | PeerGone = await service.work()
+            except PeerGone as error:
+                outcome = error
+    await all_gone(group(server.pid))
+    return outcome
+
+
 @pytest.mark.parametrize("command", [SERVER, SINGLE, HYPERCORN], ids=["parent", "single", "hypercorn"])
 async def test_calls_that_run_come_to_their_end_before_the_goodbye(command: Sequence[str], tmp_path: Path) -> None:
+    async def work() -> str:
+        await trio.sleep(0.5)
+        return "done"
+
     async with live(command, tmp_path) as server:
-        url = f"http://localhost:{server.port}"
-        begun = trio.Event()
-
-        async def work() -> str:
-            begun.set()
-            await trio.sleep(0.5)
-            return "done"
-
-        async def end() -> None:
-            await begun.wait()
-            server.kill(signal.SIGTERM)
-
-        async with connect_to_server({"server_url": url}) as provider, connect_to_server({"server_url": url}) as caller:
-            info = await provider.register_service({"id": "job", "config": {"visibility": "public"}, "work": work})
-            service = await caller.get_service(info.id)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(end)
-                assert await service.work() == "done"
-            await all_gone(group(server.pid))
+        assert await ended_during(server, work) == "done"
 
 
 async def test_calls_that_take_too_long_fail_at_their_callers(tmp_path: Path) -> None:
     async with live([*SERVER, "--limit", "drain_seconds=1.3"], tmp_path) as server:
-        url = f"http://localhost:{server.port}"
-        begun = trio.Event()
-
-        async def work() -> None:
-            begun.set()
-            await trio.sleep(30)
-
-        async def end() -> None:
-            await begun.wait()
-            server.kill(signal.SIGTERM)
-
-        async with connect_to_server({"server_url": url}) as provider, connect_to_server({"server_url": url}) as caller:
-            info = await provider.register_service({"id": "job", "config": {"visibility": "public"}, "work": work})
-            service = await caller.get_service(info.id)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(end)
-                with pytest.raises(PeerGone):
-                    await service.work()
-            await all_gone(group(server.pid))
+        assert isinstance(await ended_during(server, trio.sleep_forever), PeerGone)
 
 
 # --- systemd --------------------------------------------------------------------------------------------------

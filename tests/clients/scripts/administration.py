@@ -64,7 +64,7 @@ async def share(url: str) -> None:
         await bob.delete_workspace(lab)
         await refused(bob.get_workspace_info(lab), f"Permission denied for workspace {lab}.")
         await _is_ended(guest)
-        await guest.disconnect()
+        await _leave(guest)
 
 
 async def revoked(url: str) -> None:
@@ -86,7 +86,7 @@ async def revoked(url: str) -> None:
         await asyncio.sleep(1)  # who would come back would have come by now
         assert await members(owner, home) == {"owner"}
         for server in (guest, last):
-            await server.disconnect()
+            await _leave(server)
 
 
 async def operate(url: str, admin_token: str) -> None:
@@ -104,7 +104,7 @@ async def operate(url: str, admin_token: str) -> None:
         print("kicked", round(time.perf_counter() - started, 3))
         await asyncio.sleep(1)  # who would come back would have come by now
         assert await members(admin, home) == {"owner"}
-        await guest.disconnect()
+        await _leave(guest)
         guest = await enter(owner, url, home, "guest", "read_write")  # with a token: a kick is no block
 
         lab = named(owner)
@@ -129,7 +129,7 @@ async def operate(url: str, admin_token: str) -> None:
         await admin.unblock_user(home)
         async with connected(url, workspace=lab, token=child) as back:
             assert await members(admin, lab) == {client_id(back)}
-        await guest.disconnect()
+        await _leave(guest)
 
 
 async def _is_ended(server: Any) -> None:
@@ -140,6 +140,20 @@ async def _is_ended(server: Any) -> None:
         return socket is None or bool(getattr(socket, "closed", None) or getattr(socket, "close_code", None))
 
     await until(ended)
+
+
+async def _leave(server: Any) -> None:
+    """Say goodbye for a client that was sent away, once it has tried to return and was refused.
+
+    imjoy-rpc 0.5.59 hangs when it is told to leave while it tries (``docs/clients.md``).
+    """
+    listening = server.rpc._connection._listen_task
+
+    async def has_given_up() -> bool:
+        return listening is None or listening.done()
+
+    await until(has_given_up)
+    await server.disconnect()
 
 
 TOPICS: dict[str, Callable[..., Awaitable[None]]] = {"share": share, "revoked": revoked, "operate": operate}
