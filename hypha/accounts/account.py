@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hypha.broker.access import ADMIN_ROLE, Level, Principal
@@ -46,6 +46,11 @@ class Account:
             grants={self.id: Level.ADMIN},
             home=self.id,
         )
+
+    @property
+    def as_member(self) -> Principal:
+        """The same without what it may do as administrator: what it gives away is its own."""
+        return replace(self.principal, roles=())
 
     def to_record(self) -> dict[str, Any]:
         """What is kept."""

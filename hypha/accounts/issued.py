@@ -80,7 +80,7 @@ class IssuedTokens:
             raise LimitExceeded(f"tokens_per_account = {self._broker.limits.tokens_per_account}; revoke some first")
         if admin and not account.is_admin:
             raise PermissionDenied("only who administers the server can pass that on")
-        user = account.principal if admin else replace(account.principal, roles=())
+        user = account.principal if admin else account.as_member
         if workspace is None:
             text = self._broker.tokens.issue(user, expires_in=self._broker.token_life(user, seconds))
         else:

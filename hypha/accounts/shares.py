@@ -141,7 +141,7 @@ class Shares:
             grants=grants,
             home=item.workspace,
             issuers=(account.id,),
-            granted_by=granted_by(self._broker, account.principal, grants),
+            granted_by=granted_by(self._broker, account.as_member, grants),
         )
 
     async def spend(self, item: Share) -> None:
@@ -175,7 +175,7 @@ class Shares:
     def _require_rights(self, account: Account, workspace: str) -> None:
         place = self._broker.registry.workspaces.get(workspace)
         blocked = self._broker.tokens.is_revoked(account.principal)
-        if blocked or place is None or not may(account.principal, Action.WRITE, place).allowed:
+        if blocked or place is None or not may(account.as_member, Action.WRITE, place).allowed:
             raise PermissionDenied(f"only who may change the workspace {workspace} shares what is in it")
 
     def _keep(self, item: Share, *, firm: bool = False) -> None:

@@ -7,7 +7,6 @@ websockets and functions ask for a token.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import wraps
 from typing import cast
 from urllib.parse import urlencode
@@ -287,7 +286,7 @@ class _Desk:
 
     def _workspaces(self, browser: SignedIn) -> list[tuple[Workspace, Level]]:
         """Those that the account has a part in; its own first. Being everywhere as administrator is no part."""
-        user = replace(browser.account.principal, roles=())
+        user = browser.account.as_member
         levels = ((place, level_in(user, place)) for place in self._broker.registry.workspaces.values())
         found = [(place, level) for place, level in levels if level is not Level.NONE]
         return sorted(found, key=lambda item: (item[0].name != user.id, item[0].name))
@@ -296,7 +295,7 @@ class _Desk:
         if workspace is None:
             return ""
         place = self._broker.registry.workspaces.get(workspace)
-        own = Level.NONE if place is None else level_in(browser.account.principal, place)
+        own = Level.NONE if place is None else level_in(browser.account.as_member, place)
         if own is Level.NONE:
             raise PermissionDenied(f"you have no part in the workspace {workspace}")
         return min(own, Level.READ_WRITE).name.lower()

@@ -254,21 +254,37 @@ async def test_forms_of_other_sites_are_refused(chrome: Chrome, path: str, origi
     assert b"comes from another site" in answer.body
 
 
-@pytest.mark.parametrize(
-    ("path", "fields"),
-    [
-        ("/account/tokens", {"label": "x", "scope": " all", "life": "3600"}),
-        ("/account/tokens/revoke", {"id": "x"}),
-        ("/account/invitations", {}),
-        ("/account/password", {"old": PASSWORD, "new": "another horse"}),
-        ("/account/allow", {"key": "x"}),
-        ("/account/shares", {"service": "x y"}),
-        ("/account/shares/revoke", {"id": "x"}),
-        ("/account/people/password", {"id": "x"}),
-        ("/account/people/remove", {"id": "x"}),
-        ("/account/sign-out", {}),
-    ],
-)
+#: Forms that are of who is signed in, with what else they hold.
+FORMS = {
+    "/account/tokens": {"label": "x", "scope": " all", "life": "3600"},
+    "/account/tokens/revoke": {"id": "x"},
+    "/account/invitations": {},
+    "/account/password": {"old": PASSWORD, "new": "another horse"},
+    "/account/allow": {"key": "x"},
+    "/account/shares": {"service": "x y"},
+    "/account/shares/revoke": {"id": "x"},
+    "/account/people/password": {"id": "x"},
+    "/account/people/remove": {"id": "x"},
+    "/account/sign-out": {},
+}
+
+
+async def test_every_form_is_of_who_is_signed_in_or_makes_that(server: MemoryStack) -> None:
+    rules = server.assembly._app.url_map.iter_rules()
+    sent = {rule.rule for rule in rules if rule.rule.startswith("/account") and "POST" in (rule.methods or ())}
+    assert sent == set(FORMS) | {"/account/sign-in", "/account/join"}
+
+
+@pytest.mark.parametrize(("path", "fields"), FORMS.items())
+async def test_a_token_is_no_cookie(chrome: Chrome, path: str, fields: dict[str, str]) -> None:
+    account = people_of(chrome.stack).accounts.everybody()[0]
+    token = await people_of(chrome.stack).tokens.issue(account, "x", 3600, admin=True)
+    sent = {**fields, "form": await chrome.form()}
+    answer = await Chrome(chrome.stack).post(path, sent, Authorization=f"Bearer {token}")
+    assert (answer.status, b"not signed in" in answer.body) == (401, True)
+
+
+@pytest.mark.parametrize(("path", "fields"), FORMS.items())
 async def test_a_form_that_no_page_of_this_browser_has_made_is_refused(
     chrome: Chrome, path: str, fields: dict[str, str]
 ) -> None:

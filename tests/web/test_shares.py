@@ -151,7 +151,7 @@ async def test_a_call_that_cannot_be_counted_is_not_made(lab: Lab, monkeypatch: 
 
     await lab.provider.provide("model", {"hello": count}, "protected")
     monkeypatch.setattr(lab.stack.broker.records, "kept", full)
-    assert (await lab.call(f"{link}/hello")).status == 500
+    assert (await lab.call(f"{link}/hello")).status == 507
     assert calls == 0
 
 
