@@ -12,6 +12,7 @@ from typing import Any
 import trio
 from quart_trio import QuartTrio
 
+from hypha.accounts.people import People
 from hypha.apps.found import require_playwright
 from hypha.apps.page import HEADERS
 from hypha.apps.service import DESCRIPTION, Apps
@@ -26,13 +27,14 @@ from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.memory import Spare
 from hypha.store import DataDir, Documents, State, open_data_dir, open_state
-from hypha.web import administration, app_pages, assets, guard, listing, login
+from hypha.web import accounts, administration, app_pages, assets, guard, listing, login, shares
 from hypha.web.apps import Apps as Mounts
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
 from hypha.web.pages import create_app
 from hypha.web.proxy import Proxy
 from hypha.web.rpc import Rpc
+from hypha.web.shares import SharedCalls
 from hypha.web.upgrade import Upgrade
 from hypha.web.ws import GOODBYE_SECONDS, Connections
 
@@ -57,7 +59,7 @@ class Assembly:
         self._door: guard.Door | None = None
         self._opened = trio.Event()
         self.is_ready = False
-        #: Whether a thread writes what is kept, as it should where time is real.
+        #: Whether threads write what is kept and hash passwords, as they should where time is real.
         self.writes_in_thread = True
         self._rooms: Rooms | None = None
         self._nursery: trio.Nursery | None = None
@@ -68,9 +70,20 @@ class Assembly:
         assets.add_routes(self._app)
         for pages_of in (listing, login, administration):
             pages_of.add_routes(self._app, lambda: self._open_rooms().broker)
+        for pages_with_people in (accounts, shares):
+            pages_with_people.add_routes(
+                self._app, lambda: self._open_rooms().broker, lambda: self._open_rooms().people
+            )
         app_pages.add_routes(self._app, lambda: self._open_rooms().apps, HEADERS)
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
+
+    def first_invitation(self) -> str | None:
+        """The secret of a new invitation for an administrator, while there is none or when one is asked for.
+
+        To be called once the server is ready.
+        """
+        return self._open_rooms().people.accounts.first_invitation(always=self.config.owner_link)
 
     @property
     def services_loaded(self) -> bool:
@@ -100,6 +113,7 @@ class Assembly:
             try:
                 await app(scope, receive, send)
             finally:
+                rooms.people.write_down()
                 rooms.broker.records.close()
 
     def _open_rooms(self) -> Rooms:
@@ -160,6 +174,7 @@ class Assembly:
 
     async def _run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         rooms = self._open_rooms()
+        rooms.people.accounts.passwords.in_thread = self.writes_in_thread
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -189,6 +204,7 @@ class Rooms:
     broker: Broker
     connections: Connections
     front: Front
+    people: People
     apps: Apps | None
 
 
@@ -206,10 +222,11 @@ def _build_rooms(config: Config, app: QuartTrio, data_dir: DataDir, state: State
     connections = Connections(broker)
     bodies = BodyRoom(config.limits.http_bodies_bytes)
     rpc = Rpc(broker, connections, bodies)
-    branches = Upgrade(broker, connections), rpc, Proxy(broker, bodies), Mounts(broker, bodies)
+    people, proxy = People(broker), Proxy(broker, bodies)
+    branches = Upgrade(broker, connections), rpc, proxy, Mounts(broker, bodies), SharedCalls(people, proxy)
     server_apps = _build_apps(broker, data_dir) if config.enable_server_apps else None
-    broker.restore()
-    return Rooms(broker, connections, Front(config, app, *branches), server_apps)
+    people.restore(broker.restore())
+    return Rooms(broker, connections, Front(config, app, *branches), people, server_apps)
 
 
 def _build_apps(broker: Broker, data_dir: DataDir) -> Apps:
@@ -232,6 +249,7 @@ async def _sweep(rooms: Rooms) -> None:
         await trio.sleep(_SWEEP_SECONDS)
         rooms.connections.sweep(trio.current_time())
         rooms.broker.sweep()
+        rooms.people.sweep(trio.current_time())
         if rooms.apps is not None:
             rooms.apps.sweep(trio.current_time())
         spare.sweep()

@@ -18,10 +18,10 @@ from hypha.config import Config
 from hypha.listen import urls
 
 
-def announce(config: Config, sockets: Sequence[socket.socket], seconds: float) -> None:
+def announce(config: Config, sockets: Sequence[socket.socket], seconds: float, invitation: str | None = None) -> None:
     """Print the screen of a server that is ready, *seconds* after its start, to standard output."""
     with _reader_may_leave(sys.stdout):
-        print(banner(config, sockets, seconds), flush=True)  # noqa: T201  what the person at the terminal reads
+        print(banner(config, sockets, seconds, invitation), flush=True)  # noqa: T201  what the person at the terminal reads
 
 
 def say(text: str) -> None:
@@ -51,8 +51,11 @@ def _reader_may_leave(stream: TextIO | None) -> Iterator[None]:
             os.close(nowhere)
 
 
-def banner(config: Config, sockets: Sequence[socket.socket], seconds: float) -> str:
-    """The screen: version, data directory, addresses, mounts. Without colours, for it also lands in log files."""
+def banner(config: Config, sockets: Sequence[socket.socket], seconds: float, invitation: str | None = None) -> str:
+    """The screen: version, data directory, addresses, mounts. Without colours, for it also lands in log files.
+
+    *invitation* makes an administrator's account, once, and soon: it is the one secret that is printed.
+    """
     addresses = urls(sockets, config.base_path)
     if config.public_base_url:
         addresses.append((config.public_base_url, "as clients are told"))
@@ -60,6 +63,10 @@ def banner(config: Config, sockets: Sequence[socket.socket], seconds: float) -> 
     lines = [f"  ready in {seconds:.1f} s   version {__version__}   data {config.data_dir} (survives restarts)", ""]
     lines += _block("open", [f"{url:<{width}}   {whom}" for url, whom in addresses])
     lines += _block("mounts", [f"{mount.path} -> {_short(mount.directory)}" for mount in config.static_mounts])
+    if invitation is not None:
+        until = f"makes an administrator's account, once, for {config.limits.invitation_seconds / 3600:.3g} h"
+        base = config.public_base_url or addresses[0][0]
+        lines += _block("owner", [f"{base}/account/join?link={invitation}", until])
     return "\n".join([*lines, ""])
 
 

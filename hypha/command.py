@@ -156,6 +156,11 @@ def _add_serving_options(parser: argparse.ArgumentParser, defaults: Config) -> N
     )
     group.add_argument("--chromium-path", metavar="PATH", help="the browser for them, if another than is found")
     group.add_argument("--data-dir", metavar="DIR", help=f"what survives a restart (now {defaults.data_dir})")
+    group.add_argument(
+        "--owner-link",
+        action="store_true",
+        help="print a link that makes an administrator's account, also when one is there",
+    )
     group.add_argument("--limit", metavar="NAME=VALUE", action="append", help="set one limit; several times")
 
 
@@ -230,6 +235,8 @@ def _to_config(options: argparse.Namespace, defaults: Config) -> Config:
         values["startup_functions"] = tuple(options.startup_functions)
     if options.enable_server_apps:
         values["enable_server_apps"] = True
+    if options.owner_link:
+        values["owner_link"] = True
     if options.chromium_path is not None:
         values["chromium_path"] = os.path.expanduser(options.chromium_path)
     if options.log_level is not None:

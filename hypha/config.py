@@ -24,7 +24,7 @@ MIB = 1024 * KIB
 #: workspace.
 RESERVED_NAMES = frozenset(
     {"ws", "rpc", "health", "api", "apps", "assets", "login", "static", "workspaces", "services", "metrics"}
-    | {"api-docs", "api-redoc"}
+    | {"api-docs", "api-redoc", "account", "share"}
 )
 
 #: First path segments that no mount may take. ``public`` is a workspace, and a mount would hide its services.
@@ -110,6 +110,15 @@ class Limits:
     reconnection_token_seconds: float = 172800.0
     login_keys: int = 2000
     login_seconds: float = 180.0
+    accounts: int = 10_000
+    invitations: int = 1000
+    invitation_seconds: float = 86400.0
+    sign_in_tries: int = 10
+    sign_in_tries_per_address: int = 60
+    browsers_per_account: int = 20
+    browser_seconds: float = 2592000.0
+    tokens_per_account: int = 200
+    shares_per_account: int = 100
     app_source_bytes: int = 1 * MIB
     apps_per_user: int = 100
     installed_apps: int = 1000
@@ -202,8 +211,9 @@ class Config:
     as information (``protocol.md`` 1.1); without it they are told the address that they connected to.
     *services_config* is a file that can be read, and *startup_functions* are ``module_or_file:function``; what they
     hold is checked by the process that serves. *chromium_path* is the browser in which apps run, a name or a path;
-    without it one is looked for. *environ* is what the programs that start with the server see of the
-    environment (:data:`PASSED_ON`); it says where the server runs, not what it is told.
+    without it one is looked for. *owner_link*: each start invites an administrator. *environ* is what the programs
+    that start with the server see of the environment (:data:`PASSED_ON`); it says where the server runs, not what it is
+    told.
     """
 
     host: str = "127.0.0.1"
@@ -220,6 +230,7 @@ class Config:
     startup_functions: tuple[str, ...] = ()
     enable_server_apps: bool = False
     chromium_path: str | None = None
+    owner_link: bool = False
     limits: Limits = field(default_factory=Limits)
     environ: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -255,8 +266,8 @@ class Config:
         ``HYPHA_LISTING``, ``HYPHA_FOLLOW_SYMLINKS``,
         ``HYPHA_ALLOW_ORIGINS`` (separated by commas), ``HYPHA_LOG_LEVEL``, ``HYPHA_SERVICES_CONFIG``,
         ``HYPHA_STARTUP_FUNCTIONS`` (separated like the mounts), ``HYPHA_ENABLE_SERVER_APPS``,
-        ``HYPHA_CHROMIUM_PATH`` and ``HYPHA_LIMIT_<NAME>``. They are also the defaults of the command line. An empty
-        one counts as absent. Raises :class:`ConfigError`.
+        ``HYPHA_CHROMIUM_PATH``, ``HYPHA_OWNER_LINK`` and ``HYPHA_LIMIT_<NAME>``. They are also the defaults of the
+        command line. An empty one counts as absent. Raises :class:`ConfigError`.
         """
         prefix = "HYPHA_"
         set_ones = {name: text for name, text in environ.items() if name.startswith(prefix) and text}
@@ -283,7 +294,7 @@ class Config:
             values["startup_functions"] = tuple(_split("HYPHA_STARTUP_FUNCTIONS", given["startup_functions"]))
         if given.get("chromium_path"):
             values["chromium_path"] = os.path.expanduser(given["chromium_path"])
-        for name in ("listing", "follow_symlinks", "enable_server_apps"):
+        for name in ("listing", "follow_symlinks", "enable_server_apps", "owner_link"):
             if given.get(name):
                 values[name] = _parse_flag(f"HYPHA_{name.upper()}", given[name])
         if given.get("allow_origins"):

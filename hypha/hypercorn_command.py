@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from hypha.assembly import build
+from hypha.assembly import Assembly, build
 from hypha.banner import say
 from hypha.config import Config
 from hypha.lazy import Application, Failure, Message, Receive, Send
@@ -61,7 +61,7 @@ def on_failure(failure: Failure) -> None:
 
 
 class _CommandApp:
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Assembly) -> None:
         self._app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -74,17 +74,25 @@ class _CommandApp:
         command = multiprocessing.parent_process()
         if command is not None and command.pid is not None:
             die_with_parent(command.pid)
+
         async with trio.open_nursery() as nursery:
             await nursery.start(_swallow_sigterm if command else _terminate_on_signal)
-            await self._app(scope, receive, partial(_tell, send))
+            await self._app(scope, receive, partial(self._tell, send))
             nursery.cancel_scope.cancel()
 
+    async def _tell(self, send: Send, message: Message) -> None:
+        """What the application says of its start and its end, to Hypercorn."""
+        is_up = message["type"] == "lifespan.startup.complete"
+        if is_up:
+            end_start()
+        await send(message)
+        if is_up:
+            self._invite()
 
-async def _tell(send: Send, message: Message) -> None:
-    """What the application says of its start and its end, to Hypercorn."""
-    if message["type"] == "lifespan.startup.complete":
-        end_start()
-    await send(message)
+    def _invite(self) -> None:
+        invitation = self._app.first_invitation()
+        if invitation is not None:
+            say(f"make an administrator's account of this server, once, at /account/join?link={invitation}")
 
 
 async def _swallow_sigterm(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

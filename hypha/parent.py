@@ -2,8 +2,8 @@
 
 Standard library only; it never imports the application, so nothing that a peer sends can hurt it. The worker is
 told what to do through a socket pair: first the configuration, one line of JSON; then ``drain`` or ``stop``.
-It answers ``ready``, and before it ends ``failed`` when another worker would fail in the same way. When one end of the
-pair closes, the process that held it has ended.
+It answers ``ready``, with what makes the first account while there is none, and before it ends ``failed`` when another
+worker would fail in the same way. When one end of the pair closes, the process that held it has ended.
 
 Signals: the first SIGTERM or SIGINT lets the worker finish, the second ends it at once. SIGHUP replaces the worker:
 the old one stops accepting (connects wait in the backlog of the sockets, which stay open here), finishes and ends;
@@ -31,6 +31,9 @@ from hypha.orphans import Orphans
 
 #: Exit codes. 2 is also what a port or data directory in use gives: the cure is another command line.
 STOPPED, FAILED, MISUSED = 0, 1, 2
+
+#: The word of a worker that serves.
+READY = "ready"
 
 #: Seconds that the worker has beyond ``limits.drain_seconds`` to shut its rooms down (``reliability.md`` promise 5).
 SHUTDOWN_SECONDS = 5.0
@@ -73,7 +76,7 @@ class Worker:
     def hear(self) -> list[str] | None:
         """What the worker has said since the last time; None when it has closed its end."""
         try:
-            said = self.control.recv(64)
+            said = self.control.recv(256)
         except BlockingIOError:
             return []
         except ConnectionResetError:
@@ -157,18 +160,19 @@ class Parent:
             self._selector.unregister(worker.control)
             return
         for message in messages:
-            if message == "failed":
+            word, _, rest = message.partition(" ")
+            if word == "failed":
                 worker.failed = True
-            elif message == "ready":
-                self._on_ready(worker)
+            elif word == READY:
+                self._on_ready(worker, rest or None)
 
-    def _on_ready(self, worker: Worker) -> None:
+    def _on_ready(self, worker: Worker, invitation: str | None) -> None:
         worker.ready_at = time.monotonic()
         if self._announced:
             say(f"back after {worker.ready_at - self._away_since:.1f} s")
         else:
             self._announced = True
-            announce(self._config, self._sockets, worker.ready_at - self._away_since)
+            announce(self._config, self._sockets, worker.ready_at - self._away_since, invitation)
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGHUP and (not self._terminal or _has_terminal()):

@@ -98,8 +98,8 @@ def _serve_here(config: Config, sockets: Sequence[socket.socket], started_at: fl
     signal.pthread_sigmask(signal.SIG_BLOCK, ORDERING_SIGNALS)
     from hypha.worker import run_single  # brings in trio and the application
 
-    def on_ready() -> None:
-        announce(config, sockets, time.monotonic() - started_at)
+    def on_ready(invitation: str | None) -> None:
+        announce(config, sockets, time.monotonic() - started_at, invitation)
 
     return run_single(config, [sock.fileno() for sock in sockets], on_ready)
 

@@ -25,13 +25,13 @@ import hypercorn.trio
 import trio
 from hypercorn.typing import ASGIFramework
 
-from hypha.assembly import build
+from hypha.assembly import Assembly, build
 from hypha.banner import say
 from hypha.config import KIB, Config
 from hypha.lazy import Failure, LazyApp, explain
 from hypha.listen import BACKLOG
 from hypha.memory import begin_start, end_start, tune_memory
-from hypha.parent import FAILED, MISUSED, ORDERING_SIGNALS, SHUTDOWN_SECONDS, STOP_SECONDS, STOPPED
+from hypha.parent import FAILED, MISUSED, ORDERING_SIGNALS, READY, SHUTDOWN_SECONDS, STOP_SECONDS, STOPPED
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -39,12 +39,16 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 class Server:
     """Serves one application until it is told to end. Used once, by :meth:`run`."""
 
-    def __init__(self, config: Config, fds: Sequence[int], on_ready: Callable[[], None]) -> None:
-        """*fds* are listening sockets. *on_ready* is called once, when connections are being accepted."""
+    def __init__(self, config: Config, fds: Sequence[int], on_ready: Callable[[str | None], None]) -> None:
+        """*fds* are listening sockets. *on_ready* is called once, when connections are being accepted.
+
+        It gets what makes the first account, as long as there is none.
+        """
         self.config = config
         self._fds = fds
         self._on_ready = on_ready
-        self._app = LazyApp(partial(build, config), self._on_failure)
+        self._assembly: Assembly | None = None
+        self._app = LazyApp(self._build, self._on_failure)
         #: Why it ended, when that was not what it was told to do.
         self.failure: Failure | None = None
         self._draining = trio.Event()
@@ -66,6 +70,10 @@ class Server:
             return STOPPED
         say(self.failure.text)
         return self.failure.code
+
+    def _build(self) -> Assembly:
+        self._assembly = build(self.config)
+        return self._assembly
 
     def drain(self) -> None:
         """Stop accepting, say goodbye, let requests finish for ``limits.drain_seconds``, shut down, end."""
@@ -93,7 +101,8 @@ class Server:
     def _started(self) -> None:
         end_start()
         self._ready = True
-        self._on_ready()
+        assert self._assembly is not None, "its lifespan has begun"
+        self._on_ready(self._assembly.first_invitation())
 
     def _on_failure(self, failure: Failure) -> None:
         if not self._draining.is_set():
@@ -195,7 +204,7 @@ def _end_by_force(seconds: float) -> None:
     timer.start()
 
 
-def run_single(config: Config, fds: Sequence[int], on_ready: Callable[[], None]) -> int:
+def run_single(config: Config, fds: Sequence[int], on_ready: Callable[[str | None], None]) -> int:
     """Serve in this process until a signal ends it; the exit code. Call it with ``signals_blocked``."""
     configure_logging(config.log_level)
     return Server(config, fds, on_ready).run(_obey_signals)
@@ -218,7 +227,11 @@ def main(argv: Sequence[str]) -> int:
     document = json.loads(first)
     config = Config.from_json(document["config"])
     configure_logging(config.log_level)
-    server = Server(config, document["fds"], on_ready=partial(control.sendall, b"ready\n"))
+
+    def on_ready(invitation: str | None) -> None:
+        control.sendall(f"{READY} {invitation or ''}\n".encode())
+
+    server = Server(config, document["fds"], on_ready)
     code = server.run(partial(_obey_parent, control))
     if server.failure is not None and (server.failure.final or code == MISUSED):
         with suppress(OSError):  # the parent is gone

@@ -76,7 +76,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
             *("--data-dir", "d", "--no-listing", "--follow-symlinks", "--log-level", "DEBUG", "--single-process"),
             *("--services-config", f"{tmp_path}/s.yaml", "--startup-functions", "a.py:f", "b.c:g"),
             *("--startup-functions", "d:h", "--enable-server-apps", "--chromium-path", "/opt/chrome"),
-            *("--limit", "frame_bytes=1000", "--limit", "drain-seconds=0.5", "--fd", "3", "--fd", "5"),
+            *("--owner-link", "--limit", "frame_bytes=1000", "--limit", "drain-seconds=0.5", "--fd", "3", "--fd", "5"),
         ],
         {},
     )
@@ -95,6 +95,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
             services_config=tmp_path / "s.yaml",
             startup_functions=("a.py:f", "b.c:g", "d:h"),
             enable_server_apps=True,
+            owner_link=True,
             chromium_path="/opt/chrome",
             limits=Limits(frame_bytes=1000, drain_seconds=0.5),
         ),

@@ -155,7 +155,7 @@ def test_limits_can_be_set_one_by_one() -> None:
 
 def test_an_unknown_limit_lists_those_that_exist() -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown limit 'frame_size'; the limits are anonymous_workspaces, anonymous_.*"
+        ConfigError, match=r"unknown limit 'frame_size'; the limits are accounts, anonymous_workspaces, .*"
     ):
         parse_limits({"frame_size": "1"})
 
@@ -311,6 +311,7 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
             "HYPHA_FOLLOW_SYMLINKS": "1",
             "HYPHA_ALLOW_ORIGINS": "https://a.example,https://b.example",
             "HYPHA_LOG_LEVEL": "DEBUG",
+            "HYPHA_OWNER_LINK": "1",
             "HYPHA_LIMIT_FRAME_BYTES": "1000",
         }
     )
@@ -328,6 +329,7 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
         services_config=Path("s.yaml"),
         startup_functions=("a.py:f", "b c.py:g"),
         enable_server_apps=True,
+        owner_link=True,
         chromium_path="/opt/chrome",
         limits=replace(Limits(), frame_bytes=1000),
     )
@@ -394,6 +396,7 @@ _CONFIGS = st.builds(
     services_config=st.none() | st.builds(Path, _TEXT),
     startup_functions=st.lists(_TEXT, max_size=3).map(tuple),
     enable_server_apps=st.booleans(),
+    owner_link=st.booleans(),
     chromium_path=st.none() | _TEXT,
     environ=st.dictionaries(_TEXT, _TEXT, max_size=3),
     limits=st.builds(Limits),

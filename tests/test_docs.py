@@ -23,10 +23,11 @@ import trio
 from packaging.requirements import Requirement
 
 from hypha import command, errors
+from hypha.accounts.people import People
 from hypha.broker.broker import Broker
 from hypha.config import PASSED_ON, PASSED_ON_PREFIXES, Config, Limits
 from hypha.launch.plan import read_plan
-from hypha.web import administration, app_pages, assets, listing, login
+from hypha.web import accounts, administration, app_pages, assets, listing, login, shares
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
 from tests.house.certificate import CERTIFICATE, KEY
@@ -118,6 +119,7 @@ def test_every_setting_has_its_variable_and_default(reference: str) -> None:
         ("HYPHA_STARTUP_FUNCTIONS", "a.py:f"),
         ("HYPHA_ENABLE_SERVER_APPS", "1"),
         ("HYPHA_CHROMIUM_PATH", "chrome"),
+        ("HYPHA_OWNER_LINK", "1"),
         ("HYPHA_LIMIT_DRAIN_SECONDS", "7"),
     ],
 )
@@ -163,15 +165,22 @@ def no_broker() -> Broker:
     raise AssertionError("the routes are only looked at")
 
 
+def no_people() -> People:
+    raise AssertionError("the routes are only looked at")
+
+
 def test_every_address_is_documented(reference: str) -> None:
     documented = {code(cells[0])[0].rpartition(" ")[2] for cells in rows(section(reference, "Addresses"))}
     app = create_app(Healthy())
     assets.add_routes(app)
     for pages_of in (listing, login, administration):
         pages_of.add_routes(app, no_broker)
+    for pages_with_people in (accounts, shares):
+        pages_with_people.add_routes(app, no_broker, no_people)
     app_pages.add_routes(app, lambda: None, {})
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
     branches = {"/{workspace}/services/{service}/{function}", "/{workspace}/apps/{service}/{path}"}
+    branches |= {"/share/{link}/{function}"}
     assert documented == routes | {"/ws", "/rpc"} | branches
 
 

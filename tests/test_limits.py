@@ -165,6 +165,25 @@ TABLE = {
         "broker/test_login.py::test_waiting_ends",
         "broker/test_login.py::test_a_key_lives_for_login_seconds_and_is_then_forgotten",
     ),
+    "accounts": by("accounts/test_accounts.py::test_the_accounts_are_bounded_exactly"),
+    "invitations": by("accounts/test_accounts.py::test_the_invitations_are_bounded_exactly"),
+    "invitation_seconds": by(
+        "accounts/test_accounts.py::test_invitations_are_of_an_administrator_and_expire",
+        quiet="the link is like one that was used",
+    ),
+    "sign_in_tries": by("accounts/test_accounts.py::test_the_tries_for_one_name_are_bounded_exactly"),
+    "sign_in_tries_per_address": by("accounts/test_accounts.py::test_the_tries_from_one_address_are_bounded_exactly"),
+    "browsers_per_account": by(
+        "accounts/test_accounts.py::test_the_browsers_of_an_account_are_bounded_and_the_oldest_is_signed_out",
+        quiet="the oldest is signed out",
+    ),
+    "browser_seconds": by(
+        "accounts/test_accounts.py::test_a_browser_is_signed_in_for_so_long", quiet="one is asked to sign in"
+    ),
+    "tokens_per_account": by(
+        "accounts/test_issued.py::test_the_tokens_of_an_account_are_bounded_exactly_and_expired_ones_are_forgotten"
+    ),
+    "shares_per_account": by("accounts/test_shares.py::test_the_links_of_an_account_are_bounded_exactly"),
     "app_source_bytes": by("apps/test_service.py::test_the_source_of_an_app_is_bounded_exactly"),
     "apps_per_user": by("apps/test_catalog.py::test_the_apps_of_one_user_are_bounded_exactly"),
     "installed_apps": by("apps/test_catalog.py::test_all_apps_are_bounded_exactly_and_those_of_anonymous_users_go"),

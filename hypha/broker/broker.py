@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -141,9 +142,13 @@ class Broker:
         """The address to tell a client as the public one."""
         return self.config.public_base_url or caller.base_url
 
-    def restore(self) -> None:
-        """Take over what an earlier process has kept, before anybody connects, and expect who was connected to it."""
-        kept = read(self.records.load(), self.clock(), self.now(), self.limits)
+    def restore(self) -> list[tuple[str, str, Any]]:
+        """Take over what an earlier process has kept, before anybody connects, and expect who was connected to it.
+
+        Gives all records, for others who have some among them.
+        """
+        records = self.records.load()
+        kept = read(records, self.clock(), self.now(), self.limits)
         kept.enter_workspaces(self.registry)
         for workspace in self.registry.workspaces.values():
             self.registry.count(workspace)
@@ -168,6 +173,7 @@ class Broker:
         # Who was lost long before the server ended need not be waited for.
         recent = self.now() - self.limits.reclaim_seconds
         self.returning.expect(parked for parked in all_parked if parked.since > recent)
+        return records
 
     def _fits(self, workspace: Workspace, parked: Parked) -> bool:
         """Whether what an earlier process has let in may be there still: limits and services of our own may differ."""

@@ -66,6 +66,8 @@ class Tokens:
         self.revocations = Revocations(self._limits, records)
         self.issued = Issued(self._limits, records)
         self._living: set[str] = set()
+        #: Is told the ids of the tokens by which somebody came in.
+        self.on_use: Callable[[Collection[str]], None] = lambda tokens: None
 
     def issue(self, principal: Principal, *, expires_in: float) -> str:
         """A token that proves *principal* for *expires_in* seconds. Plain JWT; :func:`legacy_form` marks it.
@@ -100,7 +102,9 @@ class Tokens:
 
     def verify(self, text: str) -> Principal:
         """The principal that an access token proves. Raises :class:`NotAuthenticated` saying what is wrong."""
-        return _principal(self._claims(text, "access"))
+        principal = _principal(self._claims(text, "access"))
+        self.on_use(principal.tokens)
+        return principal
 
     def is_foreign(self, text: str) -> bool:
         """Whether *text* has neither the form of a token of ours nor of another such server's, good or not."""
@@ -110,7 +114,9 @@ class Tokens:
         """What a reconnection token proves. Raises :class:`NotAuthenticated`."""
         claims = self._claims(text, "resume")
         address = Address(str(claims.get("ws")), str(claims.get("cid")))
-        return Resumption(address, _principal(claims), str(claims.get("ses")))
+        principal = _principal(claims)
+        self.on_use(principal.tokens)
+        return Resumption(address, principal, str(claims.get("ses")))
 
     def revoke(self, principal: Principal, by: Principal) -> None:
         """Let the token that proved *principal* be refused from now on, and whatever was issued through it.

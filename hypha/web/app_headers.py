@@ -2,9 +2,10 @@
 
 Hop-by-hop headers belong to one connection (RFC 9110 section 7.6.1) and pass in neither direction. Neither does what
 speaks for the whole origin, which all services share with the server: a service worker above its own path, the order to
-forget the data of all, a policy for the host, a cookie by which :mod:`hypha.web.rpc` knows a client. A token of ours is
-worth all of its user's workspaces, so that no application gets to see it. What else stands in ``Authorization`` is for
-the application.
+forget the data of all, a policy for the host, a cookie by which :mod:`hypha.web.rpc` knows a client or
+:mod:`hypha.web.accounts` a person, an opener policy by which a window with such a person's pages could be kept. A token
+of ours is worth all of its user's workspaces, so that no application gets to see it. What else stands in
+``Authorization`` is for the application.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _HOP_BY_HOP = frozenset(
 _RESERVED = frozenset(
     {b"date", b"alt-svc", b"clear-site-data", b"service-worker-allowed", b"strict-transport-security"}
 )
+#: With these an opener policy differs from that of our own pages, so that their windows stay apart.
+_ISOLATING = frozenset({b"require-corp", b"credentialless"})
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 _MAX_HEADERS, _MAX_BYTES = 200, 64 * KIB  # of one answer
@@ -62,6 +65,9 @@ def response_headers(told: object) -> Headers:
         raise BadAnswer(f"the answer has more than {_MAX_HEADERS} headers, or more than {_MAX_BYTES} bytes of them")
     named = {option.strip().lower() for name, value in pairs if name == b"connection" for option in value.split(b",")}
     left_out = _HOP_BY_HOP | _RESERVED | (named - {b"content-length"})
+    embedder = [value for name, value in pairs if name == b"cross-origin-embedder-policy"]
+    if len(embedder) != 1 or embedder[0] not in _ISOLATING:
+        left_out |= {b"cross-origin-opener-policy"}
     return [
         (name, value)
         for name, value in pairs

@@ -1,8 +1,8 @@
 """The ASGI application of a server: which branch answers a request.
 
-In this order: the websocket and its stand-in; the server's own paths; static mounts by their prefix; functions of
-services and web applications; lists of services; a mount on ``/``; and Quart for the rest, which is the first page and
-"not found" (A11, A12).
+In this order: the websocket and its stand-in; the server's own paths, shared functions among them; static mounts by
+their prefix; functions of services and web applications; lists of services; a mount on ``/``; and Quart for the rest,
+which is the first page and "not found" (A11, A12).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from hypha.web.listing import is_listing
 from hypha.web.lookup import parse_path
 from hypha.web.proxy import Proxy
 from hypha.web.rpc import Rpc
+from hypha.web.shares import SharedCalls, parse_share_path
 from hypha.web.static import StaticMounts
 from hypha.web.upgrade import Upgrade, refuse_upgrade
 
@@ -33,13 +34,23 @@ _ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 class Front:
     """Dispatches by path. *app* takes the lifespan and what no other branch claims."""
 
-    def __init__(self, config: Config, app: QuartTrio, upgrade: Upgrade, rpc: Rpc, proxy: Proxy, apps: Apps) -> None:
+    def __init__(
+        self,
+        config: Config,
+        app: QuartTrio,
+        upgrade: Upgrade,
+        rpc: Rpc,
+        proxy: Proxy,
+        apps: Apps,
+        shared_calls: SharedCalls,
+    ) -> None:
         self._base_path = config.base_path
         self._app: Any = app
         self._upgrade = upgrade
         self._rpc = rpc
         self._proxy = proxy
         self._apps = apps
+        self._shared_calls = shared_calls
         self._mounts = StaticMounts(
             config.static_mounts, listing=config.listing, follow_symlinks=config.follow_symlinks
         )
@@ -101,7 +112,10 @@ class Front:
         mount = None if own else self._mounts.find(path)
         target = None if own else parse_path(raw_path)
         app = self._app_of(raw_path)
-        if mount is not None:
+        link = parse_share_path(raw_path)
+        if link is not None:
+            await self._shared_calls.serve(link, scope, receive, send)
+        elif mount is not None:
             await self._mounts.serve(mount, scope, receive, send)
         elif target is not None:
             await self._proxy.serve(target, scope, receive, send)

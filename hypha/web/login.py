@@ -1,23 +1,22 @@
 """The page on which a person gives a waiting program a token (``protocol.md`` 7.4).
 
-One document without anything from elsewhere. There are no accounts yet: who has no token can only become a new
-anonymous user. The page calls the service ``hypha-login`` as everybody may; it is nothing but a form for it.
+One document without anything from elsewhere. It leads who has an account to :mod:`hypha.web.accounts`; for others it
+calls the service ``hypha-login`` as everybody may, and is nothing but a form for it.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable
 from html import escape
 from string import Template
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from quart import Response, redirect, request
 from quart_trio import QuartTrio
 
 from hypha.broker.broker import Broker
 from hypha.broker.login import PAGE, Attempt
+from hypha.web.document import ago, source, span
 
 _KEPT = ("key", "workspace", "expires_in")
 
@@ -30,12 +29,17 @@ _STYLE = """
   button:disabled { cursor: default; opacity: .5; }
   small { opacity: .8; }
   b { overflow-wrap: anywhere; }
+  a.button { display: block; padding: .6rem .75rem; border: 1px solid; border-radius: .4rem; font-weight: 600;
+    text-align: center; text-decoration: none; color: #fff; background: #0a66c2; }
+  :focus-visible { outline: 3px solid #0a66c2; outline-offset: 2px; }
 """
 
 _SCRIPT = """
   const key = new URLSearchParams(location.search).get("key");
   const note = document.getElementById("status");
   const buttons = document.querySelectorAll("button");
+  // Account pages are shown in no frame.
+  if (window.top !== window) document.querySelector("a.button").target = "_blank";
 
   async function call(name, values) {
     const headers = { "Content-Type": "application/json" };
@@ -85,6 +89,7 @@ $content
 _ASK = Template("""<div id="ask">
 <p>$program started to log in $time and waits for a token. It asks for $what.</p>
 <p>Go on only if you have started it yourself: with the token it acts in your place.</p>
+<p><a class="button" href="../../../account/allow?key=$key">Sign in and let it in</a></p>
 $anonymous
 <form id="paste">
 <label for="token">A token of this server</label>
@@ -105,18 +110,14 @@ _OVER = (
     "<p>No program waits here any more. Start the login again in your program, and open the address that it shows.</p>"
 )
 
-_LOGOUT = """<p>This server keeps nothing about you in your browser, so there is nothing to log out of here.</p>
-<p>A program is logged in as long as it has its token: end the program, or wait until the token has expired.</p>"""
-
-
-def _source(text: str) -> str:
-    """An inline script or style as a source of the Content-Security-Policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+_LOGOUT = """<p>A program is logged in as long as it has its token: end the program, or revoke the token in
+<a href="../../../account">your account</a>, where you also sign out of this browser. Of who has no account this server
+keeps nothing here, so there is nothing to log out of.</p>"""
 
 
 _HEADERS = {
     "Content-Security-Policy": (
-        f"default-src 'none'; script-src {_source(_SCRIPT)}; style-src {_source(_STYLE)}; img-src data:; "
+        f"default-src 'none'; script-src {source(_SCRIPT)}; style-src {source(_STYLE)}; img-src data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
     ),
     "Cache-Control": "no-store",
@@ -130,7 +131,7 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
 
     @app.get("/login")
     async def login() -> Response:
-        return _to(PAGE)
+        return _to(PAGE if "key" in request.args else "account")
 
     @app.get(f"/{PAGE}", strict_slashes=False)
     async def page() -> Response:
@@ -138,9 +139,9 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
             return _to("hypha-login/")  # the page's own links are relative
         if "logout" in request.args:
             return _page("Log out", _LOGOUT)
-        broker = broker_of()
-        attempt = broker.login.waiting(request.args.get("key", ""))
-        return _page("Log in", _OVER if attempt is None else _question(attempt, broker.now() - attempt.since))
+        broker, key = broker_of(), request.args.get("key", "")
+        attempt = broker.login.waiting(key)
+        return _page("Log in", _OVER if attempt is None else _question(key, attempt, broker.now() - attempt.since))
 
 
 def _to(place: str) -> Response:
@@ -156,27 +157,26 @@ def _page(title: str, content: str) -> Response:
     return Response(text, mimetype="text/html", headers=_HEADERS)
 
 
-def _question(attempt: Attempt, age: float) -> str:
+def asked(attempt: Attempt, age: float) -> tuple[str, str, str]:
+    """Which program asks, how long ago, *age* seconds, and for what, which is HTML."""
     language = "that speaks HTTP" if attempt.language == "HTTP" else f"in {attempt.language}"
     where = (
         "everything that your token allows"
         if attempt.workspace is None
         else f"the workspace <b>{escape(attempt.workspace)}</b>"
     )
-    time = "" if attempt.expires_in is None else f", for {_span(attempt.expires_in)}"
+    time = "" if attempt.expires_in is None else f", for {span(attempt.expires_in)}"
+    return f"A program {language}", ago(age), where + time
+
+
+def _question(key: str, attempt: Attempt, age: float) -> str:
+    program, time, what = asked(attempt, age)
     return _ASK.substitute(
-        program=f"A program {language}",
-        time="just now" if age < 60 else f"{_span(age)} ago",
-        what=where + time,
+        program=program,
+        time=time,
+        what=what,
+        key=quote(key, safe=""),
         # A new user has no part in a workspace that is there already.
         anonymous=_ANONYMOUS if attempt.workspace is None else "",
         script=_SCRIPT,
     )
-
-
-def _span(seconds: float) -> str:
-    """A time in the largest unit of which it has one."""
-    units = [("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)]
-    unit, length = next((item for item in units if seconds >= item[1]), units[-1])
-    count = max(1, round(seconds / length))
-    return f"{count} {unit}" + ("s" if count > 1 else "")

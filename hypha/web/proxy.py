@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 
+from hypha.broker.access import Principal
 from hypha.broker.broker import Broker
 from hypha.broker.own import Visit
 from hypha.broker.session import PeerSession, Service
@@ -41,6 +42,17 @@ from hypha.wire.calls import encode_value
 _METHODS = "a function is called with GET and query parameters, or with POST and a map of arguments"
 
 
+class Entry(Protocol):
+    """What lets a request in without a token of its own."""
+
+    @property
+    def principal(self) -> Principal:
+        """As whom it calls."""
+
+    async def spend(self) -> None:
+        """Count the call that is about to be made. Raises :class:`LimitExceeded` when it must not be."""
+
+
 class Proxy:
     """Answers the requests that :func:`hypha.web.lookup.parse_path` recognises."""
 
@@ -49,14 +61,22 @@ class Proxy:
         self._room = room
 
     async def serve(
-        self, target: Target, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
+        self,
+        target: Target,
+        scope: HTTPScope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        entry: Entry | None = None,
     ) -> None:
-        """Answer one request. When the client leaves, the call is forgotten (``decisions.md`` 21)."""
+        """Answer one request. When the client leaves, the call is forgotten (``decisions.md`` 21).
+
+        With an *entry* it needs no token, and one that it brings is not looked at.
+        """
         if scope["method"] not in {"GET", "POST"}:
             await wrong_method(scope, send, _METHODS)
             return
         with self._room.request(receive) as room:
-            await self._answer(target, scope, room, receive, send)
+            await self._answer(target, scope, room, receive, send, entry)
 
     async def _answer(
         self,
@@ -65,14 +85,17 @@ class Proxy:
         room: RoomForOne,
         receive: ASGIReceiveCallable,
         send: ASGISendCallable,
+        entry: Entry | None,
     ) -> None:
         as_msgpack = _wants_msgpack(scope)
         async with trio.open_nursery() as nursery:
             try:
-                principal = self._broker.authenticate(bearer_token(scope))
+                principal = self._broker.authenticate(bearer_token(scope)) if entry is None else entry.principal
                 arguments = await read_arguments(scope, room, self._broker.limits)
                 nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
                 service, caller = await find(self._broker, target, principal, arguments.mode)
+                if entry is not None:
+                    await entry.spend()
                 value = await self._call(service, target.keys, caller, arguments, base_url(scope, scope["root_path"]))
                 encode = encode_value if as_msgpack else self._json
                 if isinstance(service.session, PeerSession) and values.is_generator(value):

@@ -124,14 +124,53 @@ class Page:
             raise PageError(f"{url}: {answer['errorText']}")
         await self._loaded.wait()
 
-    async def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, as JSON; a promise is awaited. Raises :class:`PageError`."""
+    async def evaluate(self, expression: str, *, as_person: bool = False) -> Any:
+        """The value of a JavaScript expression, as JSON; a promise is awaited. Raises :class:`PageError`.
+
+        *as_person*: as if somebody had clicked, without which no window opens.
+        """
         answer = await self._browser.command(
-            "Runtime.evaluate", self._session, expression=expression, awaitPromise=True, returnByValue=True
+            "Runtime.evaluate",
+            self._session,
+            expression=expression,
+            awaitPromise=True,
+            returnByValue=True,
+            userGesture=as_person,
         )
         if "exceptionDetails" in answer:
             raise PageError(_thrown(answer["exceptionDetails"]))
         return answer["result"].get("value")
+
+    async def leave(self, expression: str) -> None:
+        """Do what leads to another page, and wait until that is loaded."""
+        self._loaded = trio.Event()
+        await self.evaluate(expression)
+        await self._loaded.wait()
+
+    async def type(self, text: str) -> None:
+        """Type *text* where the focus is."""
+        await self._browser.command("Input.insertText", self._session, text=text)
+
+    async def press(self, key: str, *, leaves: bool = False) -> None:
+        """Press ``Tab``, ``Enter`` or the space bar. With *leaves* it leads to another page, which is waited for."""
+        code, text = _KEYS[key]
+        self._loaded = trio.Event()
+        pressed = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        await self._browser.command("Input.dispatchKeyEvent", self._session, type="keyDown", text=text, **pressed)
+        await self._browser.command("Input.dispatchKeyEvent", self._session, type="keyUp", **pressed)
+        if leaves:
+            await self._loaded.wait()
+
+    async def show(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Become a window of that size, in which things are light or dark."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        await self._browser.command("Emulation.setDeviceMetricsOverride", self._session, **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self._browser.command("Emulation.setEmulatedMedia", self._session, features=[scheme])
+
+
+#: The keys that tests press: their number, and what they write.
+_KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
 
 
 def _thrown(details: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ FOR_ALL = frozenset({"errors", "config"})
 
 _PEERS = frozenset({"wire", "broker"})
 _PROCESS = frozenset({"banner", "command", "lazy", "listen", "memory", "orphans", "parent"})
-_ROOMS = frozenset({"wire", "broker", "store", "web", "launch", "apps", "scale", "aio"})
+_ROOMS = frozenset({"wire", "broker", "store", "accounts", "web", "launch", "apps", "scale", "aio"})
 _ASSEMBLED = _ROOMS | _PROCESS | {"assembly"}
 
 #: Room (a package of hypha, or a module beside the packages) -> the rooms that it may import.
@@ -24,7 +24,8 @@ ARROWS: dict[str, Set[str]] = {
     "store": frozenset(),
     "aio": frozenset(),
     "broker": {"wire"},
-    "web": _PEERS,
+    "accounts": _PEERS,
+    "web": _PEERS | {"accounts"},
     "launch": _PEERS | {"aio", "client"},  # modules are clients of the server in whose process they run
     "apps": _PEERS | {"aio", "launch"},  # the browser is a program that the server starts
     "scale": _PEERS,
@@ -51,6 +52,7 @@ ARROWS: dict[str, Set[str]] = {
 FOREIGN: dict[str, Set[str]] = {
     "wire": {"msgpack", "websockets"},
     "broker": {"jwt", "trio"},
+    "accounts": {"trio"},
     "web": {"h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
     "launch": {"trio", "yaml"},
     "apps": {"h11", "playwright", "trio", "yaml"},

@@ -141,6 +141,10 @@ def test_the_screen_says_what_is_true_and_nothing_else(tmp_path: Path, monkeypat
             "  mounts    /tools -> ./tools",
             "            /usr -> /usr",
         ]
+        assert banner(config, sockets, 0.26, "secret").splitlines()[-2:] == [
+            "  owner     https://lab.example/account/join?link=secret",
+            "            makes an administrator's account, once, for 24 h",
+        ]
 
 
 def test_a_reader_that_went_away_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

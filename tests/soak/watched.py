@@ -122,7 +122,7 @@ def main() -> int:
     configure_logging(command.config.log_level)
     sockets = open_sockets(command.config, ())
 
-    def on_ready() -> None:
+    def on_ready(_: str | None) -> None:
         announce(command.config, sockets, 0.0)
 
     return Server(command.config, [sock.fileno() for sock in sockets], on_ready).run(_obey)

@@ -336,6 +336,26 @@ async def test_good_results_of_functions(autojump_clock: MockClock, place: Place
     assert answer.headers["date"] != "today"
 
 
+@pytest.mark.parametrize(
+    ("embedder", "passes"),
+    [
+        ([], False),
+        (["unsafe-none"], False),
+        (["require-corp, x"], False),
+        (["require-corp", "x"], False),
+        (["require-corp"], True),
+        (["credentialless"], True),
+    ],
+    ids=str,
+)
+async def test_an_application_keeps_no_window_with_the_pages_of_accounts(
+    autojump_clock: MockClock, place: Place, embedder: list[str], passes: bool
+) -> None:
+    told = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": embedder}
+    await place.offer_functions(index=lambda event: {"headers": told})
+    assert ("cross-origin-opener-policy" in (await place.get()).headers) == passes
+
+
 async def test_an_error_of_a_function_has_no_traceback(autojump_clock: MockClock, place: Place) -> None:
     def fail(event: Any) -> Any:
         raise ValueError("not today")

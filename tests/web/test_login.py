@@ -148,7 +148,8 @@ async def test_the_short_address_leads_to_the_page_and_keeps_what_it_needs(
     assert (place.netloc, place.path) == ("lab.example", PAGE)
     assert parse_qs(place.query) == {"key": ["a&b"], "workspace": ["x\r\nSet-Cookie:y"], "expires_in": ["60"]}
     assert "set-cookie" not in answer.headers
-    assert (await http(stack, path)).headers["location"].endswith("hypha-login/")
+    plain = urljoin(path, (await http(stack, path)).headers["location"])
+    assert plain == (PAGE if path != "/login" else "/account")
 
 
 async def test_the_page_permits_itself_and_nothing_else(stack: MemoryStack, autojump_clock: MockClock) -> None:
@@ -170,7 +171,7 @@ async def test_the_page_permits_itself_and_nothing_else(stack: MemoryStack, auto
         "form-action": "'none'",
         "frame-ancestors": "'self'",
     }
-    assert re.findall(r"(?:src|href)=\"([^\"]*)\"", page) == ["data:,"]
+    assert re.findall(r"(?:src|href)=\"([^\"]*)\"", page) == ["data:,", f"../../../account/allow?key={key}"]
     assert " on" not in "".join(re.findall(r"<(?:button|form|input)[^>]*>", page))
 
 
@@ -220,7 +221,9 @@ async def test_a_mount_on_the_root_does_not_hide_the_page(tmp_path: Path, autoju
     (site / "index.html").write_text("give me your token")
     (tmp_path / "site" / "login").write_text("give me your token")
     mounts = (Mount("/", tmp_path / "site"),)
+    (tmp_path / "site" / "account").write_text("give me your password")
     async with memory_stack(Config(data_dir=tmp_path, static_mounts=mounts)) as stack:
+        assert b"<h1>Sign in</h1>" in (await http(stack, "/account")).body
         stream = stack.connect()
         assert b"No program waits" in (await exchange(stream, PAGE)).body
         assert (await exchange(stream, "/login")).status == 302

@@ -1,0 +1,127 @@
+"""An account, what leads to one, and what stands for one in a browser: data, and how it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from hypha.broker.access import ADMIN_ROLE, Level, Principal
+from hypha.errors import InvalidArgument
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_EMAIL = re.compile(r"[^@\s\"<>,;:()\\\x00-\x1f]{1,64}@[A-Za-z0-9.-]{1,189}")
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """Somebody who can sign in. *id* is the user's for ever, and the name of the user's own workspace.
+
+    *password*: its hash. *email*: as given by who has invited, because workspaces can be shared by address.
+    *since*: seconds since the epoch.
+    """
+
+    id: str
+    name: str
+    email: str | None
+    password: str = field(repr=False)
+    roles: tuple[str, ...]
+    since: float
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it administers the server."""
+        return ADMIN_ROLE in self.roles
+
+    @property
+    def principal(self) -> Principal:
+        """Who it is in calls, with everything that it may do."""
+        return Principal(
+            id=self.id,
+            is_anonymous=False,
+            email=self.email,
+            roles=self.roles,
+            grants={self.id: Level.ADMIN},
+            home=self.id,
+        )
+
+    @property
+    def as_member(self) -> Principal:
+        """The same without what it may do as administrator: what it gives away is its own."""
+        return replace(self.principal, roles=())
+
+    def to_record(self) -> dict[str, Any]:
+        """What is kept."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Account:
+        """The inverse of :meth:`to_record`."""
+        return cls(**{**record, "roles": tuple(record["roles"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """The right to make one account. *by*: the id of who has invited; None for the first account of a server.
+
+    *account*: the id of one that is there and that only gets another password. *until*: seconds since the epoch.
+    """
+
+    email: str | None
+    roles: tuple[str, ...]
+    by: str | None
+    until: float
+    account: str | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """What is kept."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Invitation:
+        """The inverse of :meth:`to_record`."""
+        return cls(**{**record, "roles": tuple(record["roles"])})
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """A browser in which somebody is signed in. *mark*: what is kept of its cookie. Times since the epoch."""
+
+    mark: str
+    account: Account
+    since: float
+    until: float
+    #: What the forms of its pages hold, so that no other page can send one.
+    form: str = field(repr=False)
+
+
+def new_secret() -> str:
+    """What a link or a cookie holds: 256 random bits."""
+    return secrets.token_urlsafe(32)
+
+
+def mark_of(secret: str) -> str:
+    """What is kept of a secret: nobody who reads it can make the secret of it."""
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+
+
+def form_of(secret: str) -> str:
+    """What the forms of the browser with this cookie hold."""
+    return hashlib.sha256(b"form " + secret.encode("utf-8", "replace")).hexdigest()
+
+
+def checked_name(text: str) -> str:
+    """The name of an account. Raises :class:`InvalidArgument`."""
+    if not _NAME.fullmatch(text.strip()):
+        raise InvalidArgument("a name has 1 to 64 letters, digits and . _ - and begins with a letter or digit")
+    return text.strip()
+
+
+def checked_email(text: str) -> str | None:
+    """An e-mail address in lower case, None for an empty text. Raises :class:`InvalidArgument`."""
+    address = text.strip().lower()
+    if address and not _EMAIL.fullmatch(address):
+        raise InvalidArgument("this is no e-mail address")
+    return address or None

@@ -1,0 +1,64 @@
+"""All that the server knows of people, in one hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from hypha.accounts.account import Account
+from hypha.accounts.accounts import Accounts
+from hypha.accounts.issued import IssuedTokens
+from hypha.accounts.passwords import Passwords
+from hypha.accounts.shares import Shares
+
+if TYPE_CHECKING:
+    from hypha.broker.broker import Broker
+
+_SWEEP_SECONDS = 30.0
+
+
+class People:
+    """The accounts of one server, and what they have given out."""
+
+    def __init__(self, broker: Broker, passwords: Passwords | None = None) -> None:
+        self._broker = broker
+        self.accounts = Accounts(broker, passwords)
+        self.tokens = IssuedTokens(broker)
+        self.shares = Shares(broker, self.accounts)
+        self._next_sweep = 0.0  # trio time
+
+    def restore(self, records: Iterable[tuple[str, str, Any]]) -> None:
+        """Take over what an earlier process has kept."""
+        kept = list(records)
+        self.accounts.restore(kept)
+        self.tokens.restore(kept)
+        self.shares.restore(kept)
+
+    async def remove(self, by: Account, account_id: str) -> Account:
+        """Forget an account with all that it has given out, in one step, which is kept as a whole or not at all.
+
+        Raises what :meth:`Accounts.removable` raises, and :class:`LimitExceeded` when no more tokens can be revoked.
+        """
+        account = self.accounts.removable(by, account_id)
+        self.tokens.end_all(account)
+        self.shares.end_all(account)
+        self.accounts.remove(account)
+        await self._broker.records.kept()
+        return account
+
+    def sweep(self, now: float) -> None:
+        """Forget what is too old, and keep when things were used; seldom, however often it is called.
+
+        *now*: trio time.
+        """
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + _SWEEP_SECONDS
+        self.accounts.sweep()
+        self.tokens.sweep()
+        self.shares.sweep()
+        self.write_down()
+
+    def write_down(self) -> None:
+        """Keep when things were used last."""
+        self.tokens.write_down()

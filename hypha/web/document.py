@@ -1,0 +1,130 @@
+"""Pages for people: one look, one policy, and nothing from elsewhere.
+
+A page is one document. Its style and its script stand in it and are named in its policy by their hashes, so that no
+text which finds its way into a page is ever run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from html import escape
+from string import Template
+
+from quart import Response
+
+STYLE = """
+  :root { color-scheme: light dark; --line: #8888; --soft: #8882; --mark: #0a66c2; }
+  @media (prefers-color-scheme: dark) { :root { --mark: #7ab8ff; } }
+  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem 4rem; }
+  h1 { font-size: 1.6rem; line-height: 1.2; margin: 0; }
+  h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
+  header { display: flex; flex-wrap: wrap; gap: 1rem; align-items: center; justify-content: space-between; }
+  a { color: var(--mark); }
+  label { display: block; margin-top: .9rem; }
+  label small, p small { opacity: .75; }
+  input, select, textarea, button, a.button { font: inherit; padding: .55rem .75rem; border: 1px solid var(--line);
+    border-radius: .4rem; box-sizing: border-box; color: inherit; background: Canvas; }
+  form.tall input, form.tall select, textarea { display: block; width: 100%; margin-top: .25rem; }
+  button, a.button { cursor: pointer; font-weight: 600; }
+  button.main, a.button { background: var(--mark); border-color: var(--mark); color: Canvas; }
+  a.button { display: block; text-align: center; text-decoration: none; }
+  form.tall button { width: 100%; margin-top: 1.2rem; }
+  :focus-visible { outline: 3px solid var(--mark); outline-offset: 2px; }
+  textarea, pre, code { font-family: ui-monospace, monospace; font-size: .875rem; }
+  pre { overflow-x: auto; padding: .75rem 1rem; background: var(--soft); border-radius: .4rem; }
+  dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; margin: .5rem 0; }
+  dt { opacity: .75; }
+  dd { margin: 0; overflow-wrap: anywhere; }
+  ul.cards { list-style: none; margin: 0; padding: 0; }
+  ul.cards li { display: flex; flex-wrap: wrap; gap: .4rem 1rem; align-items: center; justify-content: space-between;
+    padding: .7rem 0; border-top: 1px solid var(--line); }
+  ul.cards li > div { flex: 1 1 14rem; min-width: 0; overflow-wrap: anywhere; }
+  .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); column-gap: 1rem; }
+  .bad { border-left: .3rem solid #d33; padding: .4rem .8rem; background: var(--soft); }
+  .good { border-left: .3rem solid #2a8; padding: .4rem .8rem; background: var(--soft); }
+  summary { cursor: pointer; }
+  output { display: block; white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace;
+    font-size: .875rem; padding: .75rem 1rem; margin-top: .8rem; border: 1px solid var(--line); border-radius: .4rem; }
+  output[hidden] { display: none; }
+"""
+
+#: Copying needs a script; without one the text is there to be selected.
+SCRIPT = """
+  for (const button of document.querySelectorAll("button[data-copies]")) {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const field = document.getElementById(button.dataset.copies);
+      field.select();
+      // The old way first: the new one exists on https and localhost only, and may ask.
+      try {
+        if (!document.execCommand("copy")) await navigator.clipboard.writeText(field.value);
+        button.textContent = "Copied";
+      } catch {
+        button.textContent = "It is selected: copy it by hand";
+      }
+    });
+  }
+"""
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>$title - Hypha</title>
+<style>$style</style>
+<main>
+$content
+</main>
+<script>$script</script>
+</html>
+""")
+
+
+def source(text: str) -> str:
+    """An inline script or style as a source of the Content-Security-Policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+_HEADERS = {
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    # Nobody else learns an address that holds a secret. With no-referrer, a browser would not say whose a form is.
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def document(title: str, content: str, status: int = 200, *, script: str = SCRIPT, connects: bool = False) -> Response:
+    """A page. *content* is HTML, *title* is text. *connects*: whether its script may ask the server."""
+    text = _PAGE.substitute(title=escape(title), style=STYLE, content=content, script=script)
+    connections = "'self'" if connects else "'none'"
+    policy = (
+        f"default-src 'none'; script-src {source(script)}; style-src {source(STYLE)}; img-src data:; "
+        f"connect-src {connections}; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy, **_HEADERS}
+    return Response(text, status=status, mimetype="text/html", headers=headers)
+
+
+def span(seconds: float) -> str:
+    """A time in the largest unit of which it has one."""
+    units = [("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)]
+    unit, length = next((item for item in units if seconds >= item[1]), units[-1])
+    count = max(1, round(seconds / length))
+    return f"{count} {unit}" + ("s" if count > 1 else "")
+
+
+def sentence(text: str) -> str:
+    """The text of an error as people write."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def ago(seconds: float) -> str:
+    """How long something is past."""
+    return "just now" if seconds < 60 else f"{span(seconds)} ago"

@@ -1,0 +1,187 @@
+"""Shared services: a page for who has a link, and calls of what the link is for, ``/share/{link}/{function}``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+from typing import Any, cast
+from urllib.parse import quote, unquote
+
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from hypha.accounts.people import People
+from hypha.accounts.shares import Share
+from hypha.broker.access import Principal
+from hypha.broker.broker import Broker
+from hypha.errors import HyphaError, NotFound
+from hypha.web.document import document, sentence, span
+from hypha.web.forms import to_root
+from hypha.web.http import base_url, send_error
+from hypha.web.lookup import Target, fetch, find, parameters
+from hypha.web.proxy import Proxy
+from hypha.wire import values
+
+_PATIENCE = 10.0  # seconds for a provider to say what it offers
+_SHOWN = 50  # functions on a page
+
+#: Without a script the forms lead to the answer itself.
+SCRIPT = """
+  for (const form of document.querySelectorAll("form[data-calls]")) {
+    const place = form.querySelector("output");
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      const fields = [...new FormData(form)].filter(([, value]) => value !== "");
+      place.hidden = false;
+      place.textContent = "One moment ...";
+      try {
+        const answer = await fetch(form.action + "?" + new URLSearchParams(fields));
+        const text = await answer.text();
+        try {
+          const value = JSON.parse(text);
+          place.textContent = answer.ok ? JSON.stringify(value, null, 2) : value.detail;
+        } catch {
+          place.textContent = text;
+        }
+      } catch (error) {
+        place.textContent = "That did not work: " + error.message;
+      }
+    });
+  }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a path below ``/share`` names."""
+
+    secret: str
+    function: str
+
+
+def parse_share_path(path: str) -> Link | None:
+    """The call that an undecoded *path* below the base path means, or None when it means none."""
+    segments = [unquote(segment) for segment in path.split("/")]
+    if len(segments) != 4 or segments[:2] != ["", "share"] or not all(segments[2:]):
+        return None
+    return Link(segments[2], segments[3])
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A link at work. See :class:`hypha.web.proxy.Entry`."""
+
+    people: People
+    share: Share
+
+    @property
+    def principal(self) -> Principal:
+        return self.people.shares.principal(self.share)
+
+    async def spend(self) -> None:
+        await self.people.shares.spend(self.share)
+
+
+class SharedCalls:
+    """Answers the requests that :func:`parse_share_path` recognises."""
+
+    def __init__(self, people: People, proxy: Proxy) -> None:
+        self._people = people
+        self._proxy = proxy
+
+    async def serve(self, link: Link, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Answer one request."""
+        try:
+            share = self._people.shares.find(link.secret)
+            if share.function not in {None, link.function}:
+                raise NotFound(f"this link is for the function {share.function}")
+        except HyphaError as error:
+            await send_error(send, error)
+            return
+        target = Target(share.workspace, share.service, tuple(link.function.split(".")))
+        await self._proxy.serve(target, scope, receive, send, _Entry(self._people, share))
+
+
+def add_routes(app: QuartTrio, broker_of: Callable[[], Broker], people_of: Callable[[], People]) -> None:
+    """Add the page to *app*. *broker_of* and *people_of* give both once the server has started."""
+
+    @app.get("/share/<link>")
+    async def shared(link: str) -> Response:
+        broker, people = broker_of(), people_of()
+        try:
+            share = people.shares.find(link)
+            content = await _page(broker, people, share, link)
+        except HyphaError as error:
+            content = f"<header><h1>Not there</h1></header>\n<p>{escape(sentence(str(error)))}</p>"
+            return document("Not there", content, error.status)
+        return document(share.label, content, script=SCRIPT, connects=True)
+
+
+async def _page(broker: Broker, people: People, share: Share, link: str) -> str:
+    account = people.accounts.get(share.account)
+    owner = account.name if account is not None else ""
+    left = "" if share.calls is None else f", {max(0, share.calls - share.used)} calls are left"
+    base = broker.config.public_base_url or base_url(cast(HTTPScope, request.scope), request.root_path)
+    try:
+        title, description, functions = await _offered(broker, share, people.shares.principal(share))
+        forms = "".join(_form(f"{base}/share/{quote(link)}", link, *item) for item in functions)
+    except HyphaError:
+        title, description = share.service, "It is not offered now: its program is not connected. Try again later."
+        forms = ""
+    return f"""<header><h1>{escape(title)}</h1></header>
+<p>{escape(description)}</p>
+{forms}
+<p><small>Shared by {escape(owner)} for {escape(share.label)}. The link ends in
+{span(share.until - broker.clock())}{left}; whoever has it can call this.</small></p>"""
+
+
+async def _offered(
+    broker: Broker, share: Share, principal: Principal
+) -> tuple[str, str, list[tuple[str, dict[str, Any] | None]]]:
+    """Name and description of the service, and its functions with their parameters, None where none are known.
+
+    Raises what :func:`find` and :func:`fetch` raise.
+    """
+    target = Target(share.workspace, share.service, ())
+    service, _ = await find(broker, target, principal)
+    names: Iterable[str] = [share.function] if share.function else _methods(await fetch(broker, service, _PATIENCE))
+    found = [(name, parameters(service, tuple(name.split("."))) or None) for name in names]
+    return service.name, service.description or "", found
+
+
+def _methods(interface: dict[str, Any]) -> list[str]:
+    names = (name for name, value in interface.items() if isinstance(name, str) and values.is_method(value))
+    return sorted(name for name in names if not name.startswith("_"))[:_SHOWN]
+
+
+def _form(address: str, link: str, name: str, known: dict[str, Any] | None) -> str:
+    """A form that calls the function *name*."""
+    path = f"share/{quote(link)}/{quote(name, safe='')}"
+    if known is None:
+        example = " -H 'Content-Type: application/json' -d '{}'"
+        fields = """<label>Arguments <small>(as JSON: a map of names to values, or a list)</small>
+<textarea name="_args" rows="3" spellcheck="false">{}</textarea></label>"""
+    else:
+        example = " -H 'Content-Type: application/json' -d " + _quoted(json.dumps(dict.fromkeys(known, "...")))
+        fields = "".join(_field(parameter, schema) for parameter, schema in known.items())
+    return f"""<h2>{escape(name)}</h2>
+<form class="tall" data-calls method="get" action="{to_root()}{path}">
+{fields}
+<button class="main">Call {escape(name)}</button>
+<output hidden></output>
+</form>
+<pre>{escape(f"curl {address}/{quote(name, safe='')}{example}")}</pre>"""
+
+
+def _field(name: str, schema: object) -> str:
+    told = schema.get("description") if isinstance(schema, dict) else None
+    note = f" <small>({escape(told[:300])})</small>" if isinstance(told, str) and told else ""
+    return f'<label>{escape(name)}{note}\n<input name="{escape(name)}" autocomplete="off"></label>'
+
+
+def _quoted(text: str) -> str:
+    """*text* as one word of a shell."""
+    return "'" + text.replace("'", "'\\''") + "'"
