@@ -573,7 +573,7 @@ class Broker:
             workspace = self.registry.workspaces.get(self._left.pop())
             if workspace is not None:
                 self.expel_denied(workspace)
-        self.tokens.sweep()
+        self.tokens.sweep(now)
         for parked in self._suspended.expired(now):
             self._unpark(parked)
         for workspace in list(self.registry.workspaces.values()):

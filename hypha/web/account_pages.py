@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from html import escape
 
 from hypha.accounts.account import Account, Invitation, SignedIn
-from hypha.accounts.issued import Issued
 from hypha.accounts.passwords import MIN_LENGTH
 from hypha.accounts.shares import Share
-from hypha.broker.access import Level
+from hypha.broker.access import Level, Principal
+from hypha.broker.issued import IssuedToken
 from hypha.broker.registry import Workspace
 from hypha.web.document import ago, sentence, span
 
@@ -81,7 +81,7 @@ def account(
     now: float,
     browsers: int,
     places: list[tuple[Workspace, Level]],
-    tokens: list[Issued],
+    tokens: list[IssuedToken],
     shares: list[Share],
     people: list[Account],
     done: str | None = None,
@@ -199,20 +199,27 @@ def _token_form(root: str, browser: SignedIn, places: list[tuple[Workspace, Leve
 </form>"""
 
 
-def _tokens(root: str, browser: SignedIn, tokens: list[Issued], now: float) -> str:
+def _tokens(root: str, browser: SignedIn, tokens: list[IssuedToken], now: float) -> str:
     items = "".join(_token(root, browser, item, now) for item in tokens)
     listed = f'<ul class="cards">{items}</ul>' if items else "<p>None that is good now.</p>"
     return f"<h2>Your tokens</h2>\n{listed}"
 
 
-def _token(root: str, browser: SignedIn, item: Issued, now: float) -> str:
-    opens = f"{escape(item.workspace)} ({LEVELS.get(item.level, escape(item.level))})" if item.workspace else "all"
-    opens += " and the server" if item.admin else ""
-    used = "never used" if item.used is None else f"used {ago(now - item.used)}"
-    times = f"made {ago(now - item.since)}, ends in {span(item.until - now)}, {used}"
-    return f"""<li><div><b>{escape(item.label)}</b><br><small>opens {opens}; {times}</small></div>
-<form method="post" action="{root}account/tokens/revoke">{_hidden(form=browser.form, id=item.id)}
-<button aria-label="Revoke {escape(item.label)}">Revoke</button></form></li>"""
+def _token(root: str, browser: SignedIn, token: IssuedToken, now: float) -> str:
+    label = escape(token.label or "")
+    used = "never used" if token.last_used is None else f"used {ago(now - token.last_used)}"
+    times = f"made {ago(now - token.issued_at)}, ends in {span(token.expires_at - now)}, {used}"
+    return f"""<li><div><b>{label}</b><br><small>opens {_opened(token.holder)}; {times}</small></div>
+<form method="post" action="{root}account/tokens/revoke">{_hidden(form=browser.form, id=token.id)}
+<button aria-label="Revoke {label}">Revoke</button></form></li>"""
+
+
+def _opened(holder: Principal) -> str:
+    """What a token opens, which is all that its account may do, or one workspace for a user of its own."""
+    if not holder.issuers:
+        return "all and the server" if holder.is_admin else "all"
+    levels = ((name, LEVELS.get(level.name.lower(), "")) for name, level in holder.grants.items())
+    return ", ".join(f"{escape(name)} ({may})" for name, may in levels)
 
 
 def _share_form(root: str, browser: SignedIn, places: list[tuple[Workspace, Level]]) -> str:
