@@ -21,8 +21,8 @@ from hypha.accounts.account import (
     new_secret,
 )
 from hypha.accounts.passwords import Passwords
-from hypha.accounts.throttle import Throttle, place
 from hypha.broker.access import ADMIN_ROLE, Action, may
+from hypha.broker.throttle import Throttle, place
 from hypha.broker.tokens import new_user_id
 from hypha.errors import Conflict, LimitExceeded, NotAuthenticated, NotFound, PermissionDenied
 from hypha.wire.address import PUBLIC_WORKSPACE

@@ -34,6 +34,7 @@ from hypha.broker.returning import Returning
 from hypha.broker.router import Router
 from hypha.broker.session import PeerSession
 from hypha.broker.suspended import Parked, Suspended
+from hypha.broker.throttle import Throttle
 from hypha.broker.tokens import Resumption, Tokens, new_user_id
 from hypha.config import Config, Limits
 from hypha.errors import (
@@ -104,6 +105,8 @@ class Broker:
         self.limits = config.limits
         self.records = Records(store)
         self.tokens = Tokens(key, clock, config.limits, self.records)
+        #: By network address.
+        self.bad_tokens = Throttle("bad_tokens_per_address", config.limits.bad_tokens_per_address)
         self.dirty: DirtyOutboxes = {}
         #: What an administrator has set for users, by account (:mod:`hypha.broker.quotas`).
         self.quotas: dict[str, dict[str, int]] = {}
