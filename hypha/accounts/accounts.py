@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hypha.accounts.account import (
     Account,
@@ -29,6 +28,7 @@ from hypha.wire.address import PUBLIC_WORKSPACE
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
+    from hypha.broker.records import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +55,14 @@ class Accounts:
         self._tries = Throttle("sign_in_tries", self._limits.sign_in_tries)
         self._tries_from = Throttle("sign_in_tries_per_address", self._limits.sign_in_tries_per_address)
 
-    def restore(self, records: Iterable[tuple[str, str, Any]]) -> None:
+    def restore(self, records: Loaded) -> None:
         """Take over what an earlier process has kept."""
-        for kind, name, value in records:
-            if kind == ACCOUNT:
-                self._enter(Account.from_record(value))
-            elif kind == INVITATION:
-                self._invitations[name] = Invitation.from_record(value)
-            elif kind == BROWSER:
-                self._browsers[name] = (value[0], value[1], value[2])
-        self._invitations = dict(sorted(self._invitations.items(), key=lambda item: item[1].until))
-        self._browsers = dict(sorted(self._browsers.items(), key=lambda item: item[1][1]))
+        for _, account in records.each(ACCOUNT, Account.from_record):
+            self._enter(account)
+        invitations = records.each(INVITATION, Invitation.from_record)
+        browsers = records.each(BROWSER, lambda value: (str(value[0]), float(value[1]), float(value[2])))
+        self._invitations = dict(sorted(invitations, key=lambda item: item[1].until))
+        self._browsers = dict(sorted(browsers, key=lambda item: item[1][1]))
 
     def __len__(self) -> int:
         return len(self._by_id)

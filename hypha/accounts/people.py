@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hypha.accounts.account import Account
 from hypha.accounts.accounts import Accounts
@@ -13,6 +12,7 @@ from hypha.accounts.tokens import PersonalTokens
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
+    from hypha.broker.records import Loaded
 
 _SWEEP_SECONDS = 30.0
 
@@ -27,11 +27,10 @@ class People:
         self.shares = Shares(broker, self.accounts)
         self._next_sweep = 0.0  # trio time
 
-    def restore(self, records: Iterable[tuple[str, str, Any]]) -> None:
+    def restore(self, records: Loaded) -> None:
         """Take over what an earlier process has kept."""
-        kept = list(records)
-        self.accounts.restore(kept)
-        self.shares.restore(kept)
+        self.accounts.restore(records)
+        self.shares.restore(records)
 
     async def remove(self, by: Account, account_id: str) -> Account:
         """Forget an account with all that it has given out, in one step, which is kept as a whole or not at all.

@@ -7,9 +7,8 @@ like a token of an account, and is worth no more than its account still is.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hypha.accounts.account import Account, mark_of, new_secret
 from hypha.accounts.accounts import Accounts
@@ -20,6 +19,7 @@ from hypha.wire.address import check_name
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
+    from hypha.broker.records import Loaded
 
 SHARE = "share"
 _ENDED = "this link has ended, was revoked, or never was; ask who gave it to you"
@@ -58,10 +58,10 @@ class Shares:
         #: By mark, the oldest first.
         self._shares: dict[str, Share] = {}
 
-    def restore(self, records: Iterable[tuple[str, str, Any]]) -> None:
+    def restore(self, records: Loaded) -> None:
         """Take over what an earlier process has kept."""
-        found = [Share(**value) for kind, _, value in records if kind == SHARE]
-        self._shares = {item.mark: item for item in sorted(found, key=lambda item: item.since)}
+        found = records.each(SHARE, lambda value: Share(**value))
+        self._shares = dict(sorted(found, key=lambda item: item[1].since))
 
     def of(self, account: Account) -> list[Share]:
         """Those of *account* that are good now, the newest first."""

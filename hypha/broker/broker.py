@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import trio
 
@@ -26,7 +25,7 @@ from hypha.broker.manager import BUILT_IN
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
 from hypha.broker.own import Visit
 from hypha.broker.quotas import ceiling
-from hypha.broker.records import Records, Store
+from hypha.broker.records import Loaded, Records, Store
 from hypha.broker.registration import Registration, parse_registration, registrations, require_within
 from hypha.broker.registry import Registry, Workspace
 from hypha.broker.restoring import read
@@ -145,7 +144,7 @@ class Broker:
         """The address to tell a client as the public one."""
         return self.config.public_base_url or caller.base_url
 
-    def restore(self) -> list[tuple[str, str, Any]]:
+    def restore(self) -> Loaded:
         """Take over what an earlier process has kept, before anybody connects, and expect who was connected to it.
 
         Gives all records, for others who have some among them.
