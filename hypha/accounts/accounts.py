@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hypha.accounts.account import (
     Account,
@@ -19,6 +19,7 @@ from hypha.accounts.account import (
     mark_of,
     new_secret,
 )
+from hypha.accounts.owned import Owned
 from hypha.accounts.passwords import Passwords
 from hypha.broker.access import ADMIN_ROLE, Action, may
 from hypha.broker.throttle import Throttle, place
@@ -39,6 +40,14 @@ ACCOUNT, INVITATION, BROWSER = "account", "invitation", "browser"
 COMMAND_LINE = "command line"
 
 
+class _Browser(NamedTuple):
+    """One in which *account* is signed in, and in which order that is kept. Times in seconds since the epoch."""
+
+    account: str
+    since: float
+    until: float
+
+
 class Accounts:
     """The accounts of one server."""
 
@@ -51,7 +60,7 @@ class Accounts:
         self._by_name: dict[str, Account] = {}
         #: By mark, the oldest first.
         self._invitations: dict[str, Invitation] = {}
-        self._browsers: dict[str, tuple[str, float, float]] = {}  # account, since, until
+        self._browsers = Owned[_Browser]()
         self._tries = Throttle("sign_in_tries", self._limits.sign_in_tries)
         self._tries_from = Throttle("sign_in_tries_per_address", self._limits.sign_in_tries_per_address)
 
@@ -60,9 +69,9 @@ class Accounts:
         for _, account in records.each(ACCOUNT, Account.from_record):
             self._enter(account)
         invitations = records.each(INVITATION, Invitation.from_record)
-        browsers = records.each(BROWSER, lambda value: (str(value[0]), float(value[1]), float(value[2])))
+        browsers = records.each(BROWSER, lambda value: _Browser(str(value[0]), float(value[1]), float(value[2])))
         self._invitations = dict(sorted(invitations, key=lambda item: item[1].until))
-        self._browsers = dict(sorted(browsers, key=lambda item: item[1][1]))
+        self._browsers = Owned(sorted(browsers, key=lambda item: item[1].since))
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -266,11 +275,11 @@ class Accounts:
         """The secret for the cookie of a browser that has proved to be the account's."""
         self._make_workspace(account)  # it may have been deleted
         secret, now = new_secret(), self._broker.clock()
-        own = [mark for mark, (owner, _, _) in self._browsers.items() if owner == account.id]
+        own = [mark for mark, _ in self._browsers.of(account.id)]
         for mark in own[: max(0, len(own) + 1 - self._limits.browsers_per_account)]:
             self._drop_browser(mark)
-        entry = (account.id, now, now + self._limits.browser_seconds)
-        self._browsers[mark_of(secret)] = entry
+        entry = _Browser(account.id, now, now + self._limits.browser_seconds)
+        self._browsers.add(mark_of(secret), entry)
         self._broker.records.put(BROWSER, mark_of(secret), list(entry), firm=True)
         await self._broker.records.kept()
         return secret
@@ -278,13 +287,15 @@ class Accounts:
     def signed_in(self, secret: str | None) -> SignedIn | None:
         """Who is signed in in the browser whose cookie holds *secret*."""
         mark = mark_of(secret or "")
-        account_id, since, until = self._browsers.get(mark, ("", 0.0, 0.0))
-        account = self._by_id.get(account_id)
-        if account is None or secret is None or until <= self._broker.clock():
+        browser = self._browsers.get(mark)
+        if secret is None or browser is None or browser.until <= self._broker.clock():
+            return None
+        account = self._by_id.get(browser.account)
+        if account is None:  # its record is of another version
             return None
         if self._broker.tokens.is_revoked(account.principal):  # it was blocked meanwhile
             return None
-        return SignedIn(mark, account, since, until, form_of(secret))
+        return SignedIn(mark, account, browser.since, browser.until, form_of(secret))
 
     async def sign_out(self, browser: SignedIn) -> None:
         """Let the cookie of *browser* be worth nothing."""
@@ -310,15 +321,15 @@ class Accounts:
 
     def _drop_browsers(self, account: Account, besides: str = "") -> None:
         """Sign *account* out everywhere, but for one browser."""
-        for mark in [mark for mark, (owner, _, _) in self._browsers.items() if owner == account.id and mark != besides]:
+        for mark in [mark for mark, _ in self._browsers.of(account.id) if mark != besides]:
             self._drop_browser(mark)
 
     def browsers_of(self, account: Account) -> int:
         """In how many browsers the account is signed in."""
-        return sum(1 for owner, _, _ in self._browsers.values() if owner == account.id)
+        return self._browsers.count(account.id)
 
     def _drop_browser(self, mark: str) -> None:
-        self._browsers.pop(mark, None)
+        self._browsers.discard(mark)
         self._broker.records.remove(BROWSER, mark, firm=True)
 
     # ----------------------------------------------------------------------------------------------------------
@@ -329,10 +340,9 @@ class Accounts:
             raise PermissionDenied("this form is not of a page of yours; open your account again")
 
     def sweep(self) -> None:
-        """Forget what is too old. Seldom: it looks at everything."""
+        """Forget what is too old. Seldom: it looks at all invitations."""
         self._forget_old()
-        now = self._broker.clock()
-        for mark in [mark for mark, (_, _, until) in self._browsers.items() if until <= now]:
+        for mark in self._browsers.ended(self._broker.clock()):
             self._drop_browser(mark)
 
     def _forget_old(self) -> None:
