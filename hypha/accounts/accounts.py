@@ -84,6 +84,11 @@ class Accounts:
         """All accounts, by name."""
         return sorted(self._by_id.values(), key=lambda account: account.name.lower())
 
+    def search(self, text: str) -> list[Account]:
+        """Those in whose name or e-mail address *text* stands, by name."""
+        wanted = text.strip().lower()
+        return [one for one in self.everybody() if wanted in one.name.lower() or wanted in (one.email or "")]
+
     # --- becoming one -----------------------------------------------------------------------------------------
 
     def first_invitation(self, *, always: bool = False) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from html import escape
 
 from hypha.accounts.account import Account, Invitation, SignedIn
@@ -19,6 +20,17 @@ LIVES = {3600: "an hour", 86400: "a day", 2592000: "30 days", 31536000: "a year"
 LEVELS = {"read_write": "read and write", "read": "read", "admin": "administer"}
 #: Choices of what a token opens, beside the names of workspaces, which hold no space.
 ALL, ALL_AND_SERVER = " all", " server"
+PEOPLE_SHOWN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """The *people* shown of the *found* ones in whose name or address *wanted* stands, among *all*."""
+
+    wanted: str
+    people: list[Account]
+    found: int
+    all: int
 
 
 def sign_in(root: str, key: str = "", problem: str | None = None, name: str = "") -> str:
@@ -83,10 +95,10 @@ def account(
     places: list[tuple[Workspace, Level]],
     tokens: list[IssuedToken],
     shares: list[Share],
-    people: list[Account],
+    crowd: Crowd | None,
     done: str | None = None,
 ) -> str:
-    """Everything about the account of *browser*. *people*: whom an administrator sees, nobody for others."""
+    """Everything about the account of *browser*. *crowd*: whom an administrator sees."""
     parts = [
         _head(root, browser),
         f'<p class="good" role="status">{escape(done)}</p>' if done else "",
@@ -96,7 +108,7 @@ def account(
         _tokens(root, browser, tokens, now),
         _share_form(root, browser, places),
         _shares(root, browser, shares, now),
-        _invite_form(root, browser, people) if browser.account.is_admin else "",
+        _people(root, browser, crowd) if crowd is not None else "",
         _password_form(root, browser),
     ]
     return "\n".join(part for part in parts if part)
@@ -263,15 +275,25 @@ def _share(root: str, browser: SignedIn, item: Share, now: float) -> str:
 <button aria-label="Revoke {escape(item.label)}">Revoke</button></form></li>"""
 
 
-def _invite_form(root: str, browser: SignedIn, people: list[Account]) -> str:
-    items = "".join(_person(root, browser, person) for person in people)
-    return f"""<h2>People</h2>
+def _people(root: str, browser: SignedIn, crowd: Crowd) -> str:
+    items = "".join(_person(root, browser, person) for person in crowd.people)
+    return f"""<h2 id="people">People</h2>
+{_search(root, crowd) if crowd.all > PEOPLE_SHOWN else ""}
 <ul class="cards">{items}</ul>
 <form class="tall" method="post" action="{root}account/invitations">
 {_hidden(form=browser.form)}
 <label>E-mail address of somebody new <small>(may stay empty; what is shared with it is theirs)</small>
 <input name="email" type="email" autocomplete="off"></label>
 <button>Make an invitation link</button>
+</form>"""
+
+
+def _search(root: str, crowd: Crowd) -> str:
+    count = f"{len(crowd.people)} of {crowd.found} are shown" if crowd.found > PEOPLE_SHOWN else f"{crowd.found} found"
+    return f"""<form class="tall" method="get" action="{root}account#people">
+<label>Find by name or address <small>({count})</small>
+<input type="search" name="find" value="{escape(crowd.wanted)}" autocomplete="off" autocapitalize="none"></label>
+<button>Find</button>
 </form>"""
 
 
