@@ -181,8 +181,11 @@ class Issued:
     def touch(self, ids: Collection[str], now: float) -> None:
         """Somebody came in with a token, *ids* being its own id and those that it was issued through."""
         for token in filter(None, map(self._tokens.get, ids)):
-            token.last_used = now
-            self._used.add(token.id)
+            first, token.last_used = token.last_used is None, now
+            if first and token.label is not None:  # that it was never used must not be told to a person by mistake
+                self._records.put(ISSUED, token.id, token.record())
+            else:
+                self._used.add(token.id)
 
     def write_down(self) -> None:
         """Keep when tokens were used last. Seldom, for they are used all the time."""

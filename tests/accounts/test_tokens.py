@@ -116,7 +116,6 @@ async def test_tokens_their_uses_and_their_ends_outlive_a_kill(town: Town) -> No
     text, other = [await town.people.tokens.issue(owner, label, 3600) for label in "ab"]
     town.later = 50
     town.broker.authenticate(text)
-    town.broker.sweep()
     await town.people.tokens.revoke(owner, town.people.tokens.of(owner)[0].id)
     later = town.killed()
     account = later.people.accounts.get(owner.id)
@@ -126,6 +125,20 @@ async def test_tokens_their_uses_and_their_ends_outlive_a_kill(town: Town) -> No
     assert later.broker.authenticate(text).id == owner.id
     with pytest.raises(HyphaError, match="revoked"):
         later.broker.authenticate(other)
+
+
+@pytest.mark.parametrize(("swept", "kept"), [(False, 50), (True, 60)])
+async def test_the_first_use_is_kept_at_once_and_later_ones_now_and_then(town: Town, swept: bool, kept: int) -> None:
+    owner = await town.owner()
+    text = await town.people.tokens.issue(owner, "x", 3600)
+    for town.later in (50, 60):
+        town.broker.authenticate(text)
+    if swept:
+        town.broker.sweep()
+    await town.broker.records.kept()
+    later = town.killed()
+    (item,) = later.people.tokens.of(owner)
+    assert item.last_used == EPOCH + kept
 
 
 async def test_the_tokens_of_an_account_are_bounded_exactly_and_expired_ones_are_forgotten(
