@@ -69,7 +69,7 @@ def section(text: str, title: str) -> str:
 def rows(text: str) -> list[list[str]]:
     """The cells of the rows of every table in *text*, without its head."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return [cells for cells in lines if cells[0].startswith("`")]
+    return [cells for cells in lines if cells[0].startswith("`") or not cells[0]]
 
 
 def code(cell: str) -> list[str]:
@@ -120,6 +120,10 @@ def test_every_setting_has_its_variable_and_default(reference: str) -> None:
         ("HYPHA_ENABLE_SERVER_APPS", "1"),
         ("HYPHA_CHROMIUM_PATH", "chrome"),
         ("HYPHA_OWNER_LINK", "1"),
+        ("HYPHA_OIDC_ISSUER", "https://a.example"),
+        ("HYPHA_OIDC_CLIENT_ID", "a"),
+        ("HYPHA_OIDC_CLIENT_SECRET", "a"),
+        ("HYPHA_OIDC_DOMAINS", "a.example"),
         ("HYPHA_LIMIT_DRAIN_SECONDS", "7"),
     ],
 )
