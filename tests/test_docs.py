@@ -27,7 +27,7 @@ from hypha.accounts.people import People
 from hypha.broker.broker import Broker
 from hypha.config import PASSED_ON, PASSED_ON_PREFIXES, Config, Limits
 from hypha.launch.plan import read_plan
-from hypha.web import accounts, administration, app_pages, assets, listing, login, shares
+from hypha.web import accounts, administration, app_pages, assets, listing, login, oidc, shares
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
 from tests.house.certificate import CERTIFICATE, KEY
@@ -181,6 +181,7 @@ def test_every_address_is_documented(reference: str) -> None:
         pages_of.add_routes(app, no_broker)
     for pages_with_people in (accounts, shares):
         pages_with_people.add_routes(app, no_broker, no_people)
+    oidc.add_routes(app, no_broker, no_people, lambda: None)
     app_pages.add_routes(app, lambda: None, {})
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
     branches = {"/{workspace}/services/{service}/{function}", "/{workspace}/apps/{service}/{path}"}
