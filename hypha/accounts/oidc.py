@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hypha.broker.broker import Broker
 
 _NEEDED = ("httpx", "cryptography")
+_MAX_ADDRESS = 1000  # characters
 _MAX_SHOWN = 200  # characters of what a provider says
 #: What a provider says of itself (RFC 6749 4.1.2.1): a server that has failed.
 _FAILURES = frozenset({"server_error", "temporarily_unavailable"})
@@ -120,12 +121,17 @@ class SignInElsewhere:
     async def begin(self, purpose: Purpose, redirect_uri: str, address: str | None) -> Beginning:
         """Begin an attempt. *redirect_uri*: where the provider sends the browser; *address*: from where it asks.
 
-        Raises :class:`LimitExceeded` for too many attempts, :class:`NotFound` for a link that invites nobody, and what
-        a provider that cannot be asked raises.
+        Raises :class:`LimitExceeded` for too many attempts, :class:`NotFound` for a link that invites nobody and a
+        program that does not wait, :class:`InvalidArgument` for an address that nobody can have registered, and what a
+        provider that cannot be asked raises.
         """
         self._tries.take(place(address), self._broker.now())
         if purpose.link and self._accounts.invitation(purpose.link).account is not None:
             raise NotFound("this link is for somebody who has an account already")
+        if purpose.key and self._broker.login.waiting(purpose.key) is None:
+            raise NotFound("no program waits here any more; start the login again in your program")
+        if len(redirect_uri) > _MAX_ADDRESS:  # whatever is kept of an attempt is small
+            raise InvalidArgument("the address of this server is too long")
         state, cookie = new_secret(), new_secret()
         attempt = Attempt(new_secret(), new_secret(), redirect_uri)
         target = await self.provider.address(state, attempt)

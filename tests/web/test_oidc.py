@@ -226,8 +226,14 @@ async def test_with_the_key_of_a_program_one_goes_on_to_its_question(place: Scen
     answer = await guest.through(place.there, key=key)
     assert answer.headers["location"] == f"../../account/allow?key={key}"
     assert "Let a program in?" in told(await guest.get(f"/account/allow?key={key}"))
-    strange = await place.guest().through(place.there, key="https://evil.example/\r\nX: y")
-    assert strange.headers["location"].startswith("../../account/allow?key=https%3A%2F%2Fevil.example%2F%0D%0A")
+    strange = await place.guest().post("/account/oidc", {"key": "https://evil.example/\r\nX: y"})
+    assert (strange.status, "no program waits here" in told(strange).lower()) == (404, True)
+
+
+async def test_an_address_that_is_too_long_to_be_registered(place: Scene) -> None:
+    host = ".".join(["x" * 60] * 20)
+    answer = await place.guest().post("/account/oidc", {}, Host=host, Origin=f"http://{host}")
+    assert (answer.status, "address of this server is too long" in told(answer)) == (400, True)
 
 
 # --- connecting ---------------------------------------------------------------------------------------------------
