@@ -12,6 +12,7 @@ from typing import Any
 import trio
 from quart_trio import QuartTrio
 
+from hypha.accounts.oidc import SignInElsewhere, require_oidc
 from hypha.accounts.people import People
 from hypha.apps.found import require_playwright
 from hypha.apps.page import HEADERS
@@ -27,7 +28,7 @@ from hypha.launch.supervisor import LaunchFailed
 from hypha.lazy import Unservable
 from hypha.memory import Spare
 from hypha.store import DataDir, Documents, State, open_data_dir, open_state
-from hypha.web import accounts, administration, app_pages, assets, guard, listing, login, shares
+from hypha.web import accounts, administration, app_pages, assets, guard, listing, login, oidc, shares
 from hypha.web.apps import Apps as Mounts
 from hypha.web.front import Front
 from hypha.web.http import BodyRoom
@@ -52,8 +53,11 @@ class Assembly:
     def __init__(self, config: Config) -> None:
         """Raises :class:`hypha.errors.ConfigError` for what is to start with the server and cannot."""
         self.config = config
+        config.check()
         if config.enable_server_apps:
             require_playwright()
+        if config.oidc_issuer is not None:
+            require_oidc()
         self._plan = read_plan(config.services_config, config.startup_functions)
         self._launcher: Launcher | None = None
         self._door: guard.Door | None = None
@@ -74,6 +78,12 @@ class Assembly:
             pages_with_people.add_routes(
                 self._app, lambda: self._open_rooms().broker, lambda: self._open_rooms().people
             )
+        oidc.add_routes(
+            self._app,
+            lambda: self._open_rooms().broker,
+            lambda: self._open_rooms().people,
+            lambda: self._open_rooms().elsewhere,
+        )
         app_pages.add_routes(self._app, lambda: self._open_rooms().apps, HEADERS)
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
@@ -205,6 +215,7 @@ class Rooms:
     connections: Connections
     front: Front
     people: People
+    elsewhere: SignInElsewhere | None
     apps: Apps | None
 
 
@@ -226,7 +237,14 @@ def _build_rooms(config: Config, app: QuartTrio, data_dir: DataDir, state: State
     branches = Upgrade(broker, connections), rpc, proxy, Mounts(broker, bodies), SharedCalls(people, proxy)
     server_apps = _build_apps(broker, data_dir) if config.enable_server_apps else None
     people.restore(broker.restore())
-    return Rooms(broker, connections, Front(config, app, *branches), people, server_apps)
+    elsewhere = None if config.oidc_issuer is None else _build_elsewhere(broker, people)
+    return Rooms(broker, connections, Front(config, app, *branches), people, elsewhere, server_apps)
+
+
+def _build_elsewhere(broker: Broker, people: People) -> SignInElsewhere:
+    from hypha.accounts.provider import Provider  # it needs the extra, which a server without a provider does without
+
+    return SignInElsewhere(broker, people.accounts, Provider(broker.config))
 
 
 def _build_apps(broker: Broker, data_dir: DataDir) -> Apps:

@@ -19,6 +19,8 @@ from hypha.config import (
     Config,
     parse_base_path,
     parse_data_dir,
+    parse_domains,
+    parse_issuer,
     parse_limits,
     parse_log_level,
     parse_mounts,
@@ -119,6 +121,7 @@ def _build_parser(defaults: Config) -> _Parser:
     parser.add_argument("--version", action="version", version=f"hypha {__version__}")
     _add_address_options(parser, defaults)
     _add_serving_options(parser, defaults)
+    _add_oidc_options(parser)
     _add_start_options(parser)
     _add_process_options(parser)
     for flag, (values, _) in (REFUSED | NEEDLESS).items():
@@ -162,6 +165,19 @@ def _add_serving_options(parser: argparse.ArgumentParser, defaults: Config) -> N
         help="print a link that makes an administrator's account, also when one is there",
     )
     group.add_argument("--limit", metavar="NAME=VALUE", action="append", help="set one limit; several times")
+
+
+def _add_oidc_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "signing in with OpenID Connect", "The client secret, if there is one, is in HYPHA_OIDC_CLIENT_SECRET."
+    )
+    group.add_argument("--oidc-issuer", metavar="URL", help="the provider at which people can sign in")
+    group.add_argument("--oidc-client-id", metavar="ID", help="under which the provider knows this server")
+    group.add_argument(
+        "--oidc-domains",
+        metavar="DOMAINS",
+        help="e-mail domains that need no invitation, separated by commas; * is everybody whom the provider signs in",
+    )
 
 
 def _add_start_options(parser: argparse.ArgumentParser) -> None:
@@ -241,7 +257,15 @@ def _to_config(options: argparse.Namespace, defaults: Config) -> Config:
         values["chromium_path"] = os.path.expanduser(options.chromium_path)
     if options.log_level is not None:
         values["log_level"] = parse_log_level(options.log_level)
-    return replace(defaults, **values)
+    if options.oidc_issuer is not None:
+        values["oidc_issuer"] = parse_issuer(options.oidc_issuer)
+    if options.oidc_client_id is not None:
+        values["oidc_client_id"] = options.oidc_client_id
+    if options.oidc_domains is not None:
+        values["oidc_domains"] = parse_domains(options.oidc_domains)
+    config = replace(defaults, **values)
+    config.check()
+    return config
 
 
 def _split_limit(text: str) -> tuple[str, str]:

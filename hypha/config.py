@@ -6,6 +6,7 @@ imports it (``decisions.md`` 1).
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 from hypha.errors import ConfigError
 
@@ -44,6 +46,7 @@ PASSED_ON_PREFIXES = ("LC_", "XDG_", "CUDA_", "NVIDIA_")
 
 #: What a browser sends as Origin: scheme, host and perhaps a port.
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_DOMAIN = re.compile(r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
@@ -118,6 +121,8 @@ class Limits:
     bad_tokens_per_address: int = 60
     browsers_per_account: int = 20
     browser_seconds: float = 2592000.0
+    oidc_attempts: int = 5000
+    oidc_attempt_seconds: float = 600.0
     tokens_per_account: int = 200
     shares_per_account: int = 100
     app_source_bytes: int = 1 * MIB
@@ -212,9 +217,10 @@ class Config:
     as information (``protocol.md`` 1.1); without it they are told the address that they connected to.
     *services_config* is a file that can be read, and *startup_functions* are ``module_or_file:function``; what they
     hold is checked by the process that serves. *chromium_path* is the browser in which apps run, a name or a path;
-    without it one is looked for. *owner_link*: each start invites an administrator. *environ* is what the programs
-    that start with the server see of the environment (:data:`PASSED_ON`); it says where the server runs, not what it is
-    told.
+    without it one is looked for. *owner_link*: each start invites an administrator. *oidc_issuer* is the OpenID Connect
+    provider at which people can sign in, and *oidc_domains* are the domains of e-mail addresses that make an account
+    there without an invitation, ``*`` for all. *environ* is what the programs that start with the server see of the
+    environment (:data:`PASSED_ON`); it says where the server runs, not what it is told.
     """
 
     host: str = "127.0.0.1"
@@ -232,6 +238,10 @@ class Config:
     enable_server_apps: bool = False
     chromium_path: str | None = None
     owner_link: bool = False
+    oidc_issuer: str | None = None
+    oidc_client_id: str | None = None
+    oidc_client_secret: str | None = field(default=None, repr=False)
+    oidc_domains: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     environ: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -253,6 +263,7 @@ class Config:
         document["static_mounts"] = tuple(Mount(path, Path(name)) for path, name in document["static_mounts"])
         document["allow_origins"] = tuple(document["allow_origins"])
         document["startup_functions"] = tuple(document["startup_functions"])
+        document["oidc_domains"] = tuple(document["oidc_domains"])
         if document["services_config"] is not None:
             document["services_config"] = Path(document["services_config"])
         document["limits"] = Limits(**document["limits"])
@@ -267,8 +278,10 @@ class Config:
         ``HYPHA_LISTING``, ``HYPHA_FOLLOW_SYMLINKS``,
         ``HYPHA_ALLOW_ORIGINS`` (separated by commas), ``HYPHA_LOG_LEVEL``, ``HYPHA_SERVICES_CONFIG``,
         ``HYPHA_STARTUP_FUNCTIONS`` (separated like the mounts), ``HYPHA_ENABLE_SERVER_APPS``,
-        ``HYPHA_CHROMIUM_PATH``, ``HYPHA_OWNER_LINK`` and ``HYPHA_LIMIT_<NAME>``. They are also the defaults of the
-        command line. An empty one counts as absent. Raises :class:`ConfigError`.
+        ``HYPHA_CHROMIUM_PATH``, ``HYPHA_OWNER_LINK``, ``HYPHA_OIDC_ISSUER``, ``HYPHA_OIDC_CLIENT_ID``,
+        ``HYPHA_OIDC_DOMAINS`` and ``HYPHA_LIMIT_<NAME>``, which are also the defaults of the command line, and
+        ``HYPHA_OIDC_CLIENT_SECRET``, for which that has no option. An empty one counts as absent. Raises
+        :class:`ConfigError`.
         """
         prefix = "HYPHA_"
         set_ones = {name: text for name, text in environ.items() if name.startswith(prefix) and text}
@@ -300,7 +313,27 @@ class Config:
                 values[name] = _parse_flag(f"HYPHA_{name.upper()}", given[name])
         if given.get("allow_origins"):
             values["allow_origins"] = parse_origins(given["allow_origins"])
+        if given.get("oidc_issuer"):
+            values["oidc_issuer"] = parse_issuer(given["oidc_issuer"])
+        if given.get("oidc_domains"):
+            values["oidc_domains"] = parse_domains(given["oidc_domains"])
+        for name in ("oidc_client_id", "oidc_client_secret"):
+            if given.get(name):
+                values[name] = given[name]
         return cls(**values)
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for settings that do not go together."""
+        if self.oidc_issuer is not None and not self.oidc_client_id:
+            raise ConfigError("--oidc-issuer needs --oidc-client-id, under which its provider knows this server")
+        rest = {
+            "--oidc-client-id": self.oidc_client_id,
+            "HYPHA_OIDC_CLIENT_SECRET": self.oidc_client_secret,
+            "--oidc-domains": self.oidc_domains,
+        }
+        idle = [name for name, value in rest.items() if value]
+        if self.oidc_issuer is None and idle:
+            raise ConfigError(f"{idle[0]} needs --oidc-issuer, the address of the OpenID Connect provider")
 
 
 def parse_port(text: str) -> int:
@@ -321,6 +354,41 @@ def parse_public_base_url(text: str) -> str:
     if scheme not in {"http", "https"} or not rest.partition("/")[0] or any(letter.isspace() for letter in text):
         raise ConfigError(f"public base URL {text!r}: write it as https://host or https://host/path")
     return text.rstrip("/")
+
+
+def parse_issuer(text: str) -> str:
+    """The address of an OpenID Connect provider, as it is: providers compare it letter by letter.
+
+    It is https, or http on the machine itself. Raises :class:`ConfigError`.
+    """
+    try:
+        address = urlsplit(text)
+        host, _ = address.hostname, address.port
+    except ValueError:
+        address, host = SplitResult("", "", "", "", ""), None
+    odd = address.query or address.fragment or address.username or any(not "!" <= letter <= "~" for letter in text)
+    if not host or odd or address.scheme not in {"http", "https"}:
+        raise ConfigError(f"OpenID Connect issuer {text!r}: write it as https://host or https://host/path")
+    if address.scheme == "http" and not is_loopback(host):
+        raise ConfigError(f"OpenID Connect issuer {text!r}: only https is safe, except on the machine itself")
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* is this very machine, whoever is asked."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def parse_domains(text: str) -> tuple[str, ...]:
+    """Domains of e-mail addresses, separated by commas, or ``*``. Raises :class:`ConfigError`."""
+    found = tuple(item.strip().lower() for item in text.split(",") if item.strip())
+    for item in found:
+        if item != "*" and not _DOMAIN.fullmatch(item):
+            raise ConfigError(f"e-mail domain {item!r}: write it as lab.example (no patterns), or * for everybody")
+    return found
 
 
 def parse_origins(text: str) -> tuple[str, ...]:

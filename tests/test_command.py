@@ -76,6 +76,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
             *("--data-dir", "d", "--no-listing", "--follow-symlinks", "--log-level", "DEBUG", "--single-process"),
             *("--services-config", f"{tmp_path}/s.yaml", "--startup-functions", "a.py:f", "b.c:g"),
             *("--startup-functions", "d:h", "--enable-server-apps", "--chromium-path", "/opt/chrome"),
+            *("--oidc-issuer", "https://id.example", "--oidc-client-id", "hypha", "--oidc-domains", "Lab.example,*"),
             *("--owner-link", "--limit", "frame_bytes=1000", "--limit", "drain-seconds=0.5", "--fd", "3", "--fd", "5"),
         ],
         {},
@@ -97,6 +98,9 @@ def test_every_option_arrives(tmp_path: Path) -> None:
             enable_server_apps=True,
             owner_link=True,
             chromium_path="/opt/chrome",
+            oidc_issuer="https://id.example",
+            oidc_client_id="hypha",
+            oidc_domains=("lab.example", "*"),
             limits=Limits(frame_bytes=1000, drain_seconds=0.5),
         ),
         fds=(3, 5),
@@ -127,13 +131,15 @@ def test_every_known_option_is_answered(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").touch()
     values = {"--port": "1", "--public-base-url": "http://a", "--static-mounts": f"/a:{tmp_path}"}
     values["--services-config"] = f"{tmp_path}/s.yaml"
+    values["--oidc-issuer"] = "https://id.example"
+    provider = {"HYPHA_OIDC_ISSUER": "https://id.example", "HYPHA_OIDC_CLIENT_ID": "hypha"}
     for flag in KNOWN:
         takes_value = (REFUSED | NEEDLESS).get(flag, (1, ""))[0] != 0 and flag != "--enable-server-apps"
         argv = [flag, values.get(flag, "a://b" if flag == "--allow-origins" else "x")] if takes_value else [flag]
         if flag in REFUSED:
             assert refusal(*argv).startswith(f"{flag}: ")
         else:
-            notices = parse(argv, {}).notices
+            notices = parse(argv, provider if flag.startswith("--oidc-") else {}).notices
             assert [notice.split(" is not needed: ")[0] for notice in notices] == [flag] * (flag in NEEDLESS)
 
 
@@ -181,6 +187,13 @@ def test_several_values_of_a_refused_option_are_no_second_mistake() -> None:
         (["--services-config", "/"], "the services file '/' cannot be read (Is a directory)"),
         (["--services-config"], "argument --services-config: expected one argument"),
         (["--startup-functions"], "argument --startup-functions: expected at least one argument"),
+        (["--oidc-issuer", "id.example"], "write it as https://host"),
+        (["--oidc-issuer", "http://id.example", "--oidc-client-id", "x"], "only https is safe"),
+        (["--oidc-issuer", "https://id.example"], "--oidc-issuer needs --oidc-client-id"),
+        (["--oidc-client-id", "x"], "--oidc-client-id needs --oidc-issuer"),
+        (["--oidc-domains", "*"], "--oidc-domains needs --oidc-issuer"),
+        (["--oidc-domains", "*.example"], "write it as lab.example"),
+        (["--oidc-client-secret", "x"], "unknown option --oidc-client-secret"),
         (["--log-level", "loud"], "choose debug, info, warning or error"),
         (["--fd", "three"], "'three' is not the number of an open file"),
         (["--fd", "-3"], "'-3' is not the number of an open file"),

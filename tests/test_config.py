@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +22,8 @@ from hypha.config import (
     Mount,
     parse_base_path,
     parse_data_dir,
+    parse_domains,
+    parse_issuer,
     parse_limits,
     parse_log_level,
     parse_mount,
@@ -312,6 +316,10 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
             "HYPHA_ALLOW_ORIGINS": "https://a.example,https://b.example",
             "HYPHA_LOG_LEVEL": "DEBUG",
             "HYPHA_OWNER_LINK": "1",
+            "HYPHA_OIDC_ISSUER": "https://id.example/realms/lab",
+            "HYPHA_OIDC_CLIENT_ID": "hypha",
+            "HYPHA_OIDC_CLIENT_SECRET": "canary",
+            "HYPHA_OIDC_DOMAINS": "lab.example, Example.org",
             "HYPHA_LIMIT_FRAME_BYTES": "1000",
         }
     )
@@ -331,6 +339,10 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
         enable_server_apps=True,
         owner_link=True,
         chromium_path="/opt/chrome",
+        oidc_issuer="https://id.example/realms/lab",
+        oidc_client_id="hypha",
+        oidc_client_secret="canary",
+        oidc_domains=("lab.example", "example.org"),
         limits=replace(Limits(), frame_bytes=1000),
     )
     untouched = [item.name for item in fields(Config) if getattr(config, item.name) == getattr(Config(), item.name)]
@@ -371,6 +383,8 @@ def test_switches_off(text: str) -> None:
         ("HYPHA_STATIC_MOUNTS", "/x:/no/such/directory", "there is no directory /no/such/directory"),
         ("HYPHA_ALLOW_ORIGINS", "a.example", "origin 'a.example'"),
         ("HYPHA_SERVICES_CONFIG", "/no/such/file", "the services file '/no/such/file' cannot be read"),
+        ("HYPHA_OIDC_ISSUER", "id.example", "OpenID Connect issuer 'id.example'"),
+        ("HYPHA_OIDC_DOMAINS", "a b", "e-mail domain 'a b'"),
         ("HYPHA_STARTUP_FUNCTIONS", "'a", 'HYPHA_STARTUP_FUNCTIONS="\'a": a quote is not closed'),
     ],
 )
@@ -398,9 +412,97 @@ _CONFIGS = st.builds(
     enable_server_apps=st.booleans(),
     owner_link=st.booleans(),
     chromium_path=st.none() | _TEXT,
+    oidc_issuer=st.none() | _TEXT,
+    oidc_client_id=st.none() | _TEXT,
+    oidc_client_secret=st.none() | _TEXT,
+    oidc_domains=st.lists(_TEXT, max_size=3).map(tuple),
     environ=st.dictionaries(_TEXT, _TEXT, max_size=3),
     limits=st.builds(Limits),
 )
+
+
+# --- OpenID Connect ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://id.example",
+        "https://id.example/",
+        "https://id.example:8443/realms/lab",
+        "https://ID.example",
+        "http://localhost:8080/realms/lab",
+        "http://127.0.0.1:1",
+        "http://127.1.2.3",
+        "http://[::1]:1",
+    ],
+)
+def test_an_issuer_is_kept_as_it_is_written(text: str) -> None:
+    assert parse_issuer(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "id.example", "https://", "https:///a", "ftp://id.example", "javascript:alert(1)", "https://[::1"),
+        *(
+            "https://a.example?b=c",
+            "https://a.example#b",
+            "https://a:b@id.example",
+            "https://a.example:x",
+            "https://a b",
+        ),
+    ],
+)
+def test_what_is_no_issuer(text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"issuer {text!r}: write it as https://host or https://host/path")):
+        parse_issuer(text)
+
+
+@pytest.mark.parametrize("host", ["id.example", "10.0.0.1", "localhost.evil.example", "127.0.0.1.evil.example"])
+def test_elsewhere_an_issuer_speaks_https(host: str) -> None:
+    with pytest.raises(ConfigError, match="only https is safe, except on the machine itself"):
+        parse_issuer(f"http://{host}")
+
+
+def test_domains() -> None:
+    assert parse_domains(" Lab.Example, example.org ,") == ("lab.example", "example.org")
+    assert (parse_domains("*"), parse_domains("")) == (("*",), ())
+    for wrong in ("*.example.org", "@example.org", "a b", "example.org.", "ada@example.org", "a..b"):
+        with pytest.raises(ConfigError, match=re.escape(f"e-mail domain {wrong!r}: write it as lab.example")):
+            parse_domains(wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"oidc_issuer": "https://a"}, "--oidc-issuer needs --oidc-client-id"),
+        ({"oidc_issuer": "https://a", "oidc_client_id": ""}, "--oidc-issuer needs --oidc-client-id"),
+        ({"oidc_client_id": "a"}, "--oidc-client-id needs --oidc-issuer"),
+        ({"oidc_client_secret": "canary"}, "HYPHA_OIDC_CLIENT_SECRET needs --oidc-issuer"),
+        ({"oidc_domains": ("*",)}, "--oidc-domains needs --oidc-issuer"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        Config(**settings).check()
+    assert "canary" not in str(caught.value)
+
+
+def test_settings_that_go_together() -> None:
+    Config().check()
+    Config(oidc_issuer="https://a", oidc_client_id="b").check()
+    Config(oidc_issuer="https://a", oidc_client_id="b", oidc_client_secret="c", oidc_domains=("*",)).check()
+
+
+def test_the_secret_is_not_shown_and_not_passed_on() -> None:
+    config = Config.from_environment({"PATH": "/bin", "HYPHA_OIDC_CLIENT_SECRET": "canary"})
+    assert config.oidc_client_secret == "canary"
+    assert "canary" not in repr(config)
+    assert config.environ == {"PATH": "/bin"}
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
 
 
 @given(_CONFIGS)

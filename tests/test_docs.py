@@ -27,7 +27,7 @@ from hypha.accounts.people import People
 from hypha.broker.broker import Broker
 from hypha.config import PASSED_ON, PASSED_ON_PREFIXES, Config, Limits
 from hypha.launch.plan import read_plan
-from hypha.web import accounts, administration, app_pages, assets, listing, login, shares
+from hypha.web import accounts, administration, app_pages, assets, listing, login, oidc, shares
 from hypha.web.pages import create_app
 from tests.house import environments, npm, processes
 from tests.house.certificate import CERTIFICATE, KEY
@@ -69,7 +69,7 @@ def section(text: str, title: str) -> str:
 def rows(text: str) -> list[list[str]]:
     """The cells of the rows of every table in *text*, without its head."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return [cells for cells in lines if cells[0].startswith("`")]
+    return [cells for cells in lines if cells[0].startswith("`") or not cells[0]]
 
 
 def code(cell: str) -> list[str]:
@@ -120,6 +120,10 @@ def test_every_setting_has_its_variable_and_default(reference: str) -> None:
         ("HYPHA_ENABLE_SERVER_APPS", "1"),
         ("HYPHA_CHROMIUM_PATH", "chrome"),
         ("HYPHA_OWNER_LINK", "1"),
+        ("HYPHA_OIDC_ISSUER", "https://a.example"),
+        ("HYPHA_OIDC_CLIENT_ID", "a"),
+        ("HYPHA_OIDC_CLIENT_SECRET", "a"),
+        ("HYPHA_OIDC_DOMAINS", "a.example"),
         ("HYPHA_LIMIT_DRAIN_SECONDS", "7"),
     ],
 )
@@ -177,6 +181,7 @@ def test_every_address_is_documented(reference: str) -> None:
         pages_of.add_routes(app, no_broker)
     for pages_with_people in (accounts, shares):
         pages_with_people.add_routes(app, no_broker, no_people)
+    oidc.add_routes(app, no_broker, no_people, lambda: None)
     app_pages.add_routes(app, lambda: None, {})
     routes = {re.sub(r"<(\w+?)(_id)?>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
     branches = {"/{workspace}/services/{service}/{function}", "/{workspace}/apps/{service}/{path}"}

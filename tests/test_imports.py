@@ -104,3 +104,9 @@ print(sorted(name for name in sys.modules if name.startswith("hypha")))
     foreign, ours = done.stdout.splitlines()
     assert foreign == "[]"
     assert ours == str(sorted({*rooms.LIGHT, "hypha.config", "hypha.errors"}))
+
+
+def test_what_extras_bring_is_loaded_only_when_it_is_asked_for() -> None:
+    program = "import sys, hypha.worker; print(sorted({'httpx', 'playwright', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "[]\n"

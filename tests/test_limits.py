@@ -181,6 +181,13 @@ TABLE = {
     "browser_seconds": by(
         "accounts/test_accounts.py::test_a_browser_is_signed_in_for_so_long", quiet="one is asked to sign in"
     ),
+    "oidc_attempts": by(
+        "accounts/test_oidc.py::test_the_attempts_are_bounded_exactly_and_the_oldest_is_forgotten",
+        quiet="the oldest is forgotten, and its browser told to start again",
+    ),
+    "oidc_attempt_seconds": by(
+        "accounts/test_oidc.py::test_an_attempt_has_so_long", quiet="one is told to start again, for whatever reason"
+    ),
     "tokens_per_account": by(
         "accounts/test_tokens.py::test_the_tokens_of_an_account_are_bounded_exactly_and_expired_ones_are_forgotten"
     ),

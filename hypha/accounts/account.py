@@ -11,6 +11,8 @@ from typing import Any
 from hypha.broker.access import ADMIN_ROLE, Level, Principal
 from hypha.errors import InvalidArgument
 
+_FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")
+_PROPOSED_LENGTH = 56
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EMAIL = re.compile(r"[^@\s\"<>,;:()\\\x00-\x1f]{1,64}@[A-Za-z0-9.-]{1,189}")
 
@@ -19,16 +21,18 @@ _EMAIL = re.compile(r"[^@\s\"<>,;:()\\\x00-\x1f]{1,64}@[A-Za-z0-9.-]{1,189}")
 class Account:
     """Somebody who can sign in. *id* is the user's for ever, and the name of the user's own workspace.
 
-    *password*: its hash. *email*: as given by who has invited, because workspaces can be shared by address.
-    *since*: seconds since the epoch.
+    *password*: its hash; None for who signs in elsewhere alone. *email*: as given by who has invited, or as checked by
+    the provider, because workspaces can be shared by address. *since*: seconds since the epoch. *identity*: who it is
+    at an OpenID Connect provider: the issuer, and the name there that is never another one's.
     """
 
     id: str
     name: str
     email: str | None
-    password: str = field(repr=False)
+    password: str | None = field(repr=False)
     roles: tuple[str, ...]
     since: float
+    identity: tuple[str, str] | None = None
 
     @property
     def is_admin(self) -> bool:
@@ -58,8 +62,9 @@ class Account:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Account:
-        """The inverse of :meth:`to_record`."""
-        return cls(**{**record, "roles": tuple(record["roles"])})
+        """The inverse of :meth:`to_record`. Records of before OpenID Connect have no identity."""
+        identity = record.get("identity")
+        return cls(**{**record, "roles": tuple(record["roles"]), "identity": tuple(identity) if identity else None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,12 @@ def mark_of(secret: str) -> str:
 def form_of(secret: str) -> str:
     """What the forms of the browser with this cookie hold."""
     return hashlib.sha256(b"form " + secret.encode("utf-8", "replace")).hexdigest()
+
+
+def proposed_name(text: str) -> str:
+    """A name as much like *text* as a name can be, and short enough for a number behind it."""
+    plain = _FOREIGN.sub("-", text.partition("@")[0]).strip("-._")[:_PROPOSED_LENGTH]
+    return plain if _NAME.fullmatch(plain) else "user"
 
 
 def checked_name(text: str) -> str:

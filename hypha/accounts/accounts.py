@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from itertools import chain, count
 from typing import TYPE_CHECKING, NamedTuple
 
 from hypha.accounts.account import (
@@ -18,6 +19,7 @@ from hypha.accounts.account import (
     form_of,
     mark_of,
     new_secret,
+    proposed_name,
 )
 from hypha.accounts.owned import Owned
 from hypha.accounts.passwords import Passwords
@@ -58,6 +60,7 @@ class Accounts:
         self._by_id: dict[str, Account] = {}
         #: By name and by e-mail address, both in lower case.
         self._by_name: dict[str, Account] = {}
+        self._by_identity: dict[tuple[str, str], Account] = {}
         #: By mark, the oldest first.
         self._invitations: dict[str, Invitation] = {}
         self._browsers = Owned[_Browser]()
@@ -155,14 +158,44 @@ class Accounts:
         if invitation.account is not None:
             raise NotFound("this link is for somebody who has an account already")
         wanted, address = self._require_new(invitation, name, email)
-        account = Account(new_user_id(), wanted, address, kept, invitation.roles, self._broker.clock())
         self._drop_invitation(mark_of(secret))
+        account = Account(new_user_id(), wanted, address, kept, invitation.roles, self._broker.clock())
+        return await self._begin(account)
+
+    async def _begin(self, account: Account) -> Account:
         self._enter(account)
         self._broker.records.put(ACCOUNT, account.id, account.to_record(), firm=True)
         self._make_workspace(account)
         await self._broker.records.kept()
         logger.info("%s has an account now, as %s", account.id, "administrator" if account.is_admin else "user")
         return account
+
+    async def join_as(
+        self, identity: tuple[str, str], name: str, email: str | None, secret: str | None = None
+    ) -> Account:
+        """Make the account of who has proved to be *identity*, with the invitation of *secret* or without one.
+
+        *name* is a proposal, and *email* an address that is known to be theirs. Raises :class:`NotFound`,
+        :class:`Conflict`, :class:`LimitExceeded`, and :class:`PermissionDenied` for an address that is blocked.
+        """
+        invitation = None if secret is None else self.invitation(secret)
+        if invitation is not None and invitation.account is not None:
+            raise NotFound("this link is for somebody who has an account already")
+        own = None if email is None or email in self._by_name else email
+        if invitation is not None and invitation.email is not None:
+            own = invitation.email
+        self._require_free(own)
+        roles = () if invitation is None else invitation.roles
+        account = Account(new_user_id(), self._free_name(name), own, None, roles, self._broker.clock(), identity)
+        self._require_unblocked(account)
+        if secret is not None:
+            self._drop_invitation(mark_of(secret))
+        return await self._begin(account)
+
+    def _free_name(self, text: str) -> str:
+        name = proposed_name(text)
+        numbered = chain([name], (f"{name}-{number}" for number in count(2)))
+        return next(item for item in numbered if item.lower() not in self._by_name)
 
     async def renew(self, secret: str, password: str) -> Account:
         """Give the account of a link another password; it is signed out everywhere, and the link is used up.
@@ -195,6 +228,8 @@ class Accounts:
         del self._by_id[account.id], self._by_name[account.name.lower()]
         if account.email is not None:
             del self._by_name[account.email]
+        if account.identity is not None:
+            del self._by_identity[account.identity]
         self._broker.records.remove(ACCOUNT, account.id, firm=True)
         place = self._broker.registry.workspaces.get(account.id)
         if place is not None:
@@ -217,11 +252,14 @@ class Accounts:
         address = checked_email(email) if invitation.by in {None, COMMAND_LINE} else invitation.email
         if wanted.lower() in self._by_name:
             raise Conflict("this name is taken; choose another")
+        self._require_free(address)
+        return wanted, address
+
+    def _require_free(self, address: str | None) -> None:
         if address is not None and address in self._by_name:
             raise Conflict("somebody has an account with this address already")
         if len(self._by_id) >= self._limits.accounts:
             raise LimitExceeded(f"accounts = {self._limits.accounts} people have an account already")
-        return wanted, address
 
     def _make_workspace(self, account: Account) -> None:
         """Its own, which is kept; nothing happens when it has one. Who is there already stays."""
@@ -240,6 +278,8 @@ class Accounts:
         self._by_id[account.id] = self._by_name[account.name.lower()] = account
         if account.email is not None:
             self._by_name[account.email] = account
+        if account.identity is not None:
+            self._by_identity[account.identity] = account
 
     def _invite(self, invitation: Invitation) -> str:
         secret = new_secret()
@@ -272,9 +312,41 @@ class Accounts:
         self._tries_from.give_back(place(address))
         self._tries.give_back(mark_of(wanted))
         assert account is not None, "nobody has the hash that stands for nobody"
+        return await self.let_in(account)
+
+    async def let_in(self, account: Account) -> str:
+        """The secret for the cookie of a browser that has proved to be the account's.
+
+        Raises :class:`PermissionDenied` for who is blocked.
+        """
+        self._require_unblocked(account)
+        return await self.enter_browser(account)
+
+    def _require_unblocked(self, account: Account) -> None:
         if self._broker.tokens.is_revoked(account.principal):
             raise PermissionDenied("this account is blocked; ask who administers the server")
-        return await self.enter_browser(account)
+
+    def identified(self, identity: tuple[str, str]) -> Account | None:
+        """The account of who is *identity* at an OpenID Connect provider."""
+        return self._by_identity.get(identity)
+
+    async def connect(self, account: Account, identity: tuple[str, str] | None) -> None:
+        """Let *account* be who is *identity* from now on, or nobody elsewhere with None.
+
+        Raises :class:`Conflict` for an identity of another account, and for one without which nobody could sign in.
+        """
+        if identity is not None and self._by_identity.get(identity, account) is not account:
+            raise Conflict("somebody else has an account here with this identity")
+        if identity is None and account.password is None:
+            raise Conflict("without a password, nobody could sign in to this account any more")
+        if account.identity is not None:
+            del self._by_identity[account.identity]
+        account.identity = identity
+        if identity is not None:
+            self._by_identity[identity] = account
+        self._broker.records.put(ACCOUNT, account.id, account.to_record(), firm=True)
+        await self._broker.records.kept()
+        logger.info("%s is %s", account.id, "known elsewhere now" if identity else "not known elsewhere any more")
 
     async def enter_browser(self, account: Account) -> str:
         """The secret for the cookie of a browser that has proved to be the account's."""

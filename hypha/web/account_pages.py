@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from hypha.accounts.account import Account, Invitation, SignedIn
+from hypha.accounts.oidc import host_of
 from hypha.accounts.passwords import MIN_LENGTH
 from hypha.accounts.shares import Share
 from hypha.broker.access import Level, Principal
@@ -33,8 +34,8 @@ class Crowd:
     all: int
 
 
-def sign_in(root: str, key: str = "", problem: str | None = None, name: str = "") -> str:
-    """The form to sign in. *key*: of the program that waits for a token."""
+def sign_in(root: str, provider: str | None, key: str = "", problem: str | None = None, name: str = "") -> str:
+    """The form to sign in. *provider*: where one can, too. *key*: of the program that waits for a token."""
     why = "<p>A program waits for a token of yours. Sign in to see what it asks for.</p>" if key else ""
     return f"""<header><h1>Sign in</h1></header>
 {why}{_problem(problem)}
@@ -46,11 +47,19 @@ def sign_in(root: str, key: str = "", problem: str | None = None, name: str = ""
 <input name="password" type="password" autocomplete="current-password" required></label>
 <button class="main">Sign in</button>
 </form>
+{_continue(root, provider, **({"key": key} if key else {}))}
 <p><small>An account is made with a link, which you get from whoever runs this server.</small></p>"""
 
 
-def join(root: str, secret: str, invitation: Invitation, problem: str | None = None, name: str = "") -> str:
-    """The form to make an account."""
+def join(
+    root: str,
+    provider: str | None,
+    secret: str,
+    invitation: Invitation,
+    problem: str | None = None,
+    name: str = "",
+) -> str:
+    """The form to make an account, with a password or, where there is one, with what *provider* says."""
     first = bool(invitation.roles)
     what = (
         "<p>This account administers the server and invites others.</p>"
@@ -72,7 +81,8 @@ def join(root: str, secret: str, invitation: Invitation, problem: str | None = N
 <label>Password <small>(at least {MIN_LENGTH} characters)</small>
 <input name="password" type="password" autocomplete="new-password" minlength="{MIN_LENGTH}" required></label>
 <button class="main">Make the account</button>
-</form>"""
+</form>
+{_continue(root, provider, link=secret)}"""
 
 
 def renew(root: str, secret: str, name: str, problem: str | None = None) -> str:
@@ -89,6 +99,7 @@ def renew(root: str, secret: str, name: str, problem: str | None = None) -> str:
 
 def account(
     root: str,
+    provider: str | None,
     browser: SignedIn,
     now: float,
     browsers: int,
@@ -98,7 +109,10 @@ def account(
     crowd: Crowd | None,
     done: str | None = None,
 ) -> str:
-    """Everything about the account of *browser*. *crowd*: whom an administrator sees."""
+    """Everything about the account of *browser*.
+
+    *provider*: where one can sign in, too. *crowd*: whom an administrator sees.
+    """
     parts = [
         _head(root, browser),
         f'<p class="good" role="status">{escape(done)}</p>' if done else "",
@@ -109,6 +123,7 @@ def account(
         _share_form(root, browser, places),
         _shares(root, browser, shares, now),
         _people(root, browser, crowd) if crowd is not None else "",
+        _identity_form(root, provider, browser),
         _password_form(root, browser),
     ]
     return "\n".join(part for part in parts if part)
@@ -134,6 +149,13 @@ def new_link(root: str, title: str, told: str, url: str) -> str:
 <p>{escape(told)}</p>
 {_to_copy("link", url, "Copy the link", rows=3)}
 <p><a href="{root}account">Back to your account</a></p>"""
+
+
+def elsewhere(root: str, provider: str, address: str) -> str:
+    """On the way to *provider*, whose page is at *address*."""
+    return f"""<header><h1>You go on to {escape(provider)}</h1></header>
+<p><a class="button" href="{escape(address)}">Continue with {escape(provider)}</a></p>
+<p><a href="{root}account">No, back</a></p>"""
 
 
 def allow(root: str, browser: SignedIn, key: str, program: str, time: str, what: str) -> str:
@@ -169,6 +191,9 @@ def _who(person: Account, browsers: int) -> str:
     if person.email:
         rows.append(("E-mail", escape(person.email)))
     rows.append(("Role", "administers this server" if person.is_admin else "user"))
+    ways = ["a password"] if person.password is not None else []
+    ways += [escape(host_of(person.identity[0]))] if person.identity is not None else []
+    rows.append(("Signs in", f"with {' and with '.join(ways)}"))
     rows.append(("Signed in", f"in {browsers} browser{'s' if browsers > 1 else ''}"))
     inner = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in rows)
     return f"<h2>Who you are</h2>\n<dl>{inner}</dl>"
@@ -313,7 +338,27 @@ def _person(root: str, browser: SignedIn, person: Account) -> str:
     return f"<li><div><b>{name}</b>{email}</div><span>{role}</span>{deeds}</li>"
 
 
+def _identity_form(root: str, provider: str | None, browser: SignedIn) -> str:
+    """To connect the account with a provider, or not to be connected any more where there is another way in."""
+    identity = browser.account.identity
+    if identity is not None and browser.account.password is not None:
+        host = escape(host_of(identity[0]))
+        return f"""<h2>Signing in with {host}</h2>
+<p>Whoever is signed in there as you are comes in here.</p>
+<form method="post" action="{root}account/oidc/disconnect">{_hidden(form=browser.form)}
+<button>Disconnect {host}</button></form>"""
+    if provider is None or identity is not None:
+        return ""
+    return f"""<h2>Signing in with {escape(provider)}</h2>
+<p>Connect this account with yours there, and come in without a password.</p>
+<form method="post" action="{root}account/oidc">{_hidden(form=browser.form)}
+<button>Connect {escape(provider)}</button></form>"""
+
+
 def _password_form(root: str, browser: SignedIn) -> str:
+    if browser.account.password is None:
+        return """<h2>Password</h2>
+<p>This account has none. Whoever administers this server can make a link with which you choose one.</p>"""
     return f"""<h2>Password</h2>
 <details><summary>Change it, and sign out all other browsers</summary>
 <form class="tall" method="post" action="{root}account/password">
@@ -335,6 +380,16 @@ def _name(browser: SignedIn) -> str:
 
 def _hidden(**fields: str) -> str:
     return "".join(f'<input type="hidden" name="{name}" value="{escape(value)}">' for name, value in fields.items())
+
+
+def _continue(root: str, provider: str | None, **fields: str) -> str:
+    """The other way to sign in, where there is one."""
+    if provider is None:
+        return ""
+    return f"""<form class="tall" method="post" action="{root}account/oidc">
+{_hidden(**fields)}
+<button>Continue with {escape(provider)}</button>
+</form>"""
 
 
 def _problem(text: str | None) -> str:

@@ -14,8 +14,10 @@ from urllib.parse import urlencode
 from hypercorn.typing import HTTPScope
 from quart import Response, redirect, request
 from quart_trio import QuartTrio
+from werkzeug.datastructures import MultiDict
 
 from hypha.accounts.account import Account, Invitation, SignedIn
+from hypha.accounts.oidc import host_of
 from hypha.accounts.people import People
 from hypha.broker.access import Level, level_in
 from hypha.broker.broker import Broker
@@ -25,7 +27,7 @@ from hypha.broker.registry import Workspace
 from hypha.errors import HyphaError, InvalidArgument, NotAuthenticated, NotFound, PermissionDenied
 from hypha.web import account_pages as pages
 from hypha.web.document import document, sentence
-from hypha.web.forms import COOKIE, is_secure, require_navigation, sent_form, to_root
+from hypha.web.forms import COOKIE, is_secure, require_navigation, sent_form, set_cookie, to_root
 from hypha.web.http import base_url
 from hypha.web.login import asked
 
@@ -54,14 +56,14 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker], people_of: Calla
     }
     for method, table in (("GET", shown), ("POST", sent)):
         for path, page in table.items():
-            app.add_url_rule(path, f"{method} {path}", _for_people(page), methods=[method])
+            app.add_url_rule(path, f"{method} {path}", for_people(page), methods=[method])
 
     @app.get("/apps/built-in/account-manager.html")
     async def account_manager() -> Response:
-        return _to("account")
+        return to_page("account")
 
 
-def _for_people(page: Page) -> Page:
+def for_people(page: Page) -> Page:
     """*page*, whose errors are pages, too."""
 
     @wraps(page)
@@ -94,9 +96,11 @@ class _Desk:
     async def account(self) -> Response:
         """All about the account; the form to sign in for who is not."""
         browser = self._browser()
-        if browser is None:
-            return document("Sign in", pages.sign_in(to_root()))
-        return await self._account(browser)
+        return await self._account(browser) if browser is not None else self._sign_in_page()
+
+    def _sign_in_page(self, key: str = "", error: HyphaError | None = None, name: str = "") -> Response:
+        problem, status = (None, 200) if error is None else (str(error), error.status)
+        return document("Sign in", pages.sign_in(to_root(), self._provider(), key, problem, name), status)
 
     async def join(self) -> Response:
         """The form to make an account, for who has a link."""
@@ -112,14 +116,15 @@ class _Desk:
         account = self._people.accounts.get(invitation.account or "")
         if account is not None:
             return document("Choose a password", pages.renew(to_root(), secret, account.name, problem), status)
-        return document("Make your account", pages.join(to_root(), secret, invitation, problem, name), status)
+        content = pages.join(to_root(), self._provider(), secret, invitation, problem, name)
+        return document("Make your account", content, status)
 
     async def allow(self) -> Response:
         """Whether a program that waits gets a token."""
         browser, key = self._browser(), request.args.get("key", "")
         attempt = self._waiting(key)
         if browser is None:
-            return document("Sign in", pages.sign_in(to_root(), key))
+            return self._sign_in_page(key)
         question = asked(attempt, self._broker.now() - attempt.since)
         return document("Let a program in?", pages.allow(to_root(), browser, key, *question))
 
@@ -127,6 +132,7 @@ class _Desk:
         accounts, account = self._people.accounts, browser.account
         content = pages.account(
             to_root(),
+            self._provider(),
             browser,
             self._broker.clock(),
             accounts.browsers_of(account),
@@ -147,10 +153,9 @@ class _Desk:
         try:
             secret = await self._people.accounts.sign_in(name, password, request.remote_addr)
         except HyphaError as error:
-            return document("Sign in", pages.sign_in(to_root(), key, str(error), name), error.status)
+            return self._sign_in_page(key, error, name)
         # The address is ours, whatever was sent: a key only chooses which page.
-        place = "account/allow" if key else "account"
-        return self._with_cookie(_to(place, key), secret)
+        return self._with_cookie(to_page("account/allow" if key else "account", key), secret)
 
     async def joined(self) -> Response:
         """Make the account, and be signed in."""
@@ -168,7 +173,7 @@ class _Desk:
             raise
         except HyphaError as error:
             return self._join_page(secret, invitation, error, name)
-        return self._with_cookie(_to("account"), await accounts.enter_browser(account))
+        return self._with_cookie(to_page("account"), await accounts.enter_browser(account))
 
     async def sign_out(self) -> Response:
         """Forget this browser."""
@@ -274,11 +279,12 @@ class _Desk:
     async def _form(self) -> tuple[SignedIn, dict[str, str]]:
         """Who has sent a form, and what. Raises :class:`NotAuthenticated` and :class:`PermissionDenied`."""
         form = await sent_form(self._broker.config.public_base_url)
-        browser = self._browser()
-        if browser is None:
-            raise NotAuthenticated("you are not signed in any more; open your account again")
-        self._people.accounts.check_form(browser, form.get("form", ""))
-        return browser, form.to_dict()
+        return sender(self._people, form), form.to_dict()
+
+    def _provider(self) -> str | None:
+        """What people read of the provider at which they can sign in, too."""
+        issuer = self._broker.config.oidc_issuer
+        return None if issuer is None else host_of(issuer)
 
     def _waiting(self, key: str) -> Attempt:
         attempt = self._broker.login.waiting(key)
@@ -310,23 +316,28 @@ class _Desk:
         return min(own, Level.READ_WRITE).name.lower()
 
     def _url(self) -> str:
-        return self._broker.config.public_base_url or base_url(cast(HTTPScope, request.scope), request.root_path)
+        return own_url(self._broker)
 
     def _with_cookie(self, answer: Response, secret: str) -> Response:
         # Without a path it is for the directory of this address, as the browser sees it: right behind every proxy.
-        answer.set_cookie(
-            COOKIE,
-            secret,
-            max_age=int(self._broker.limits.browser_seconds),
-            path=None,
-            httponly=True,
-            samesite="Lax",
-            secure=is_secure(),
-        )
-        return answer
+        return set_cookie(answer, COOKIE, secret, self._broker.limits.browser_seconds, secure=is_secure())
 
 
-def _to(place: str, key: str = "") -> Response:
+def sender(people: People, form: MultiDict[str, str]) -> SignedIn:
+    """Who is signed in where *form* comes from. Raises :class:`NotAuthenticated` and :class:`PermissionDenied`."""
+    browser = people.accounts.signed_in(request.cookies.get(COOKIE))
+    if browser is None:
+        raise NotAuthenticated("you are not signed in any more; open your account again")
+    people.accounts.check_form(browser, form.get("form", ""))
+    return browser
+
+
+def own_url(broker: Broker) -> str:
+    """The address of the server, as it was told or as this browser has reached it."""
+    return broker.config.public_base_url or base_url(cast(HTTPScope, request.scope), request.root_path)
+
+
+def to_page(place: str, key: str = "") -> Response:
     """A relative redirection, to be read with GET."""
     answer = redirect(to_root() + place + (f"?{urlencode({'key': key})}" if key else ""), 303)
     assert isinstance(answer, Response)

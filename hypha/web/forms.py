@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import cast
 
 from hypercorn.typing import HTTPScope
-from quart import request
+from quart import Response, request
 from werkzeug.datastructures import MultiDict
 
 from hypha.config import KIB
@@ -54,6 +54,17 @@ def _require_own_origin(public_base_url: str | None) -> None:
 def is_secure() -> bool:
     """Whether the browser that has sent a form speaks https, be it with a proxy."""
     return header(_scope(), b"origin").startswith("https:")
+
+
+def set_cookie(
+    answer: Response, name: str, secret: str, seconds: float, *, secure: bool, path: str | None = None
+) -> Response:
+    """Give *answer* a cookie that scripts do not see, and that is sent with requests of other sites' links alone.
+
+    Without *path* it is for the directory of the address that was asked for, as the browser sees that.
+    """
+    answer.set_cookie(name, secret, max_age=int(seconds), path=path, httponly=True, samesite="Lax", secure=secure)
+    return answer
 
 
 def to_root() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -84,9 +85,14 @@ class Browser:
             raise PageError(f"{method}: {command.answer['error']['message']}")
         return command.answer["result"]
 
-    async def open(self, url: str) -> Page:
+    async def open_apart(self, url: str) -> Page:
+        """The same, in a browser of somebody else's: it shares no cookies."""
+        context = (await self.command("Target.createBrowserContext"))["browserContextId"]
+        return await self.open(url, browserContextId=context)
+
+    async def open(self, url: str, **where: str) -> Page:
         """A new tab that has loaded *url*, a page without problems so far."""
-        target = (await self.command("Target.createTarget", url="about:blank"))["targetId"]
+        target = (await self.command("Target.createTarget", url="about:blank", **where))["targetId"]
         session = (await self.command("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         page = self._pages[session] = Page(self, session)
         for domain in ("Page", "Runtime", "Log"):
@@ -102,11 +108,17 @@ class Page:
         self._browser = browser
         self._session = session
         self._loaded = trio.Event()
+        self._going = ""
+        #: The address of what was loaded last.
+        self.at = ""
         self.problems: list[str] = []
 
     def take(self, event: str, details: dict[str, Any]) -> None:
         """Note an event."""
-        if event == "Page.loadEventFired":
+        if event == "Page.frameNavigated" and "parentId" not in details["frame"]:
+            self._going = details["frame"]["url"]
+        elif event == "Page.loadEventFired":
+            self.at = self._going
             self._loaded.set()
         elif event == "Runtime.exceptionThrown":
             self.problems.append(_thrown(details["exceptionDetails"]))
@@ -146,6 +158,16 @@ class Page:
         self._loaded = trio.Event()
         await self.evaluate(expression)
         await self._loaded.wait()
+
+    async def leave_for(self, expression: str, address: str) -> None:
+        """Do what leads to another page, and perhaps by itself on to others, until one is loaded at such an *address*.
+
+        *address*: a regular expression for the whole of it.
+        """
+        await self.leave(expression)
+        while not re.fullmatch(address, self.at):
+            self._loaded = trio.Event()
+            await self._loaded.wait()
 
     async def type(self, text: str) -> None:
         """Type *text* where the focus is."""

@@ -17,7 +17,7 @@ from tests.house.steps import ROOT, run
 
 #: Where ``package.json`` and ``package-lock.json`` are kept, and what has to be loadable afterwards.
 SOURCE = ROOT / "tests" / "clients" / "js"
-PROBE = "require('imjoy-rpc'); require('hypha-rpc'); require('ws')"
+PROBE = "require('imjoy-rpc'); require('hypha-rpc'); require('ws'); require.resolve('oidc-provider')"
 
 _INPUTS = ("package.json", "package-lock.json")
 

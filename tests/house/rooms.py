@@ -52,7 +52,7 @@ ARROWS: dict[str, Set[str]] = {
 FOREIGN: dict[str, Set[str]] = {
     "wire": {"msgpack", "websockets"},
     "broker": {"jwt", "trio"},
-    "accounts": {"trio"},
+    "accounts": {"httpx", "jwt", "trio"},
     "web": {"h11", "hypercorn", "quart", "quart_trio", "trio", "werkzeug"},
     "launch": {"trio", "yaml"},
     "apps": {"h11", "playwright", "trio", "yaml"},

@@ -286,13 +286,14 @@ FORMS = {
     "/account/people/password": {"id": "x"},
     "/account/people/remove": {"id": "x"},
     "/account/sign-out": {},
+    "/account/oidc/disconnect": {},
 }
 
 
 async def test_every_form_is_of_who_is_signed_in_or_makes_that(server: MemoryStack) -> None:
     rules = server.assembly._app.url_map.iter_rules()
     sent = {rule.rule for rule in rules if rule.rule.startswith("/account") and "POST" in (rule.methods or ())}
-    assert sent == set(FORMS) | {"/account/sign-in", "/account/join"}
+    assert sent == set(FORMS) | {"/account/sign-in", "/account/join", "/account/oidc"}
 
 
 @pytest.mark.parametrize(("path", "fields"), FORMS.items())
