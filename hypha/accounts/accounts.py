@@ -145,6 +145,20 @@ class Accounts:
             raise NotFound("this link was used already, or is too old; ask for a new one")
         return found
 
+    def invitations(self, by: Account) -> list[tuple[str, Invitation]]:
+        """The links that wait to be used, by their marks, the newest first. Raises :class:`PermissionDenied`."""
+        self._require_operator(by)
+        self._forget_old()
+        return list(self._invitations.items())[::-1]
+
+    async def withdraw(self, by: Account, mark: str) -> None:
+        """Let a link lead nowhere. Raises :class:`PermissionDenied` and :class:`NotFound`."""
+        self._require_operator(by)
+        if mark not in self._invitations:
+            raise NotFound("there is no such link; it was used, or is too old")
+        self._drop_invitation(mark)
+        await self._broker.records.kept()
+
     async def join(self, secret: str, name: str, password: str, email: str = "") -> Account:
         """Make the account that *secret* invites to. The invitation is used up.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypha.accounts.account import Account
-from hypha.broker.access import Level, Principal
+from hypha.broker.access import Level, Principal, level_in
 from hypha.broker.issued import IssuedToken
 from hypha.broker.issuing import grant, issue
 from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDenied
@@ -26,6 +26,14 @@ class PersonalTokens:
         """Those of *account* that are good now, the newest first."""
         now = self._broker.clock()
         return [token for token in self._broker.tokens.issued.labelled(account.id) if token.expires_at > now][::-1]
+
+    def level_in(self, account: Account, workspace: str) -> Level:
+        """What *account* may do in a workspace and pass on. Raises :class:`PermissionDenied` where it has no part."""
+        place = self._broker.registry.workspaces.get(workspace)
+        level = Level.NONE if place is None else level_in(account.as_member, place)
+        if level is Level.NONE:
+            raise PermissionDenied(f"you have no part in the workspace {workspace}")
+        return level
 
     async def issue(
         self,

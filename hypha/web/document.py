@@ -23,6 +23,7 @@ STYLE = """
   a { color: var(--mark); }
   label { display: block; margin-top: .9rem; }
   label small, p small { opacity: .75; }
+  .two { align-items: end; }
   input, select, textarea, button, a.button { font: inherit; padding: .55rem .75rem; border: 1px solid var(--line);
     border-radius: .4rem; box-sizing: border-box; color: inherit; background: Canvas; }
   form.tall input, form.tall select, textarea { display: block; width: 100%; margin-top: .25rem; }
@@ -32,7 +33,9 @@ STYLE = """
   form.tall button { width: 100%; margin-top: 1.2rem; }
   :focus-visible { outline: 3px solid var(--mark); outline-offset: 2px; }
   textarea, pre, code { font-family: ui-monospace, monospace; font-size: .875rem; }
-  pre { overflow-x: auto; padding: .75rem 1rem; background: var(--soft); border-radius: .4rem; }
+  h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .75rem 1rem; background: var(--soft);
+    border-radius: .4rem; }
   dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; margin: .5rem 0; }
   dt { opacity: .75; }
   dd { margin: 0; overflow-wrap: anywhere; }
@@ -44,9 +47,11 @@ STYLE = """
   .bad { border-left: .3rem solid #d33; padding: .4rem .8rem; background: var(--soft); }
   .good { border-left: .3rem solid #2a8; padding: .4rem .8rem; background: var(--soft); }
   summary { cursor: pointer; }
+  details form { margin-top: .6rem; }
+  [hidden] { display: none !important; }
   output { display: block; white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace;
     font-size: .875rem; padding: .75rem 1rem; margin-top: .8rem; border: 1px solid var(--line); border-radius: .4rem; }
-  output[hidden] { display: none; }
+  output { max-height: 20rem; overflow: auto; }
 """
 
 #: Copying needs a script; without one the text is there to be selected.

@@ -14,9 +14,12 @@ from hypercorn.typing import HTTPScope
 from quart import Response, request
 from werkzeug.datastructures import MultiDict
 
+from hypha.accounts.account import SignedIn
+from hypha.accounts.people import People
+from hypha.broker.broker import Broker
 from hypha.config import KIB
-from hypha.errors import PermissionDenied, TooLarge, UnsupportedContent
-from hypha.web.http import header, media_type
+from hypha.errors import NotAuthenticated, PermissionDenied, TooLarge, UnsupportedContent
+from hypha.web.http import base_url, header, media_type
 
 COOKIE = "hypha-rpc-account"
 
@@ -49,6 +52,20 @@ def _require_own_origin(public_base_url: str | None) -> None:
         own.add("/".join(public_base_url.lower().split("/")[:3]))
     if header(_scope(), b"origin") not in own:
         raise PermissionDenied("this form comes from another site; behind a proxy, start with --public-base-url")
+
+
+def sender(people: People, form: MultiDict[str, str]) -> SignedIn:
+    """Who is signed in where *form* comes from. Raises :class:`NotAuthenticated` and :class:`PermissionDenied`."""
+    browser = people.accounts.signed_in(request.cookies.get(COOKIE))
+    if browser is None:
+        raise NotAuthenticated("you are not signed in any more; open your account again")
+    people.accounts.check_form(browser, form.get("form", ""))
+    return browser
+
+
+def own_url(broker: Broker) -> str:
+    """The address of the server, as it was told or as this browser has reached it."""
+    return broker.config.public_base_url or base_url(_scope(), request.root_path)
 
 
 def is_secure() -> bool:

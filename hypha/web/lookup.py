@@ -164,6 +164,12 @@ def parameters(service: Service, keys: tuple[str, ...]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def required(service: Service, keys: tuple[str, ...]) -> frozenset[str]:
+    """The names of those parameters of a function that have no default, as far as its client has said."""
+    found = _lookup(service.schema, (*keys, "function", "parameters", "required"))
+    return frozenset(name for name in found if isinstance(name, str)) if isinstance(found, list) else frozenset()
+
+
 def _known(interface: dict[Any, Any]) -> str:
     """The end of a "not found" text: some functions that there are."""
     names = [name for name in interface if isinstance(name, str) and values.is_method(_lookup(interface, (name,)))]

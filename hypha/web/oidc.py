@@ -13,9 +13,18 @@ from hypha.accounts.people import People
 from hypha.broker.broker import Broker
 from hypha.errors import NotFound
 from hypha.web import account_pages as pages
-from hypha.web.accounts import for_people, own_url, sender, to_page
+from hypha.web.accounts import for_people, to_page
 from hypha.web.document import document
-from hypha.web.forms import COOKIE, is_secure, require_navigation, sent_form, set_cookie, to_root
+from hypha.web.forms import (
+    COOKIE,
+    is_secure,
+    own_url,
+    require_navigation,
+    sender,
+    sent_form,
+    set_cookie,
+    to_root,
+)
 
 #: Which browser has begun an attempt. For as long as that may take.
 ATTEMPT_COOKIE = "hypha-rpc-oidc"

@@ -49,6 +49,7 @@ async def main():
 
 asyncio.run(main())</pre>
 <p>It prints an address; open it here, or call it from any program.</p>
+<p>With <a href="{url}/account">an account</a> your programs are you, and keep their place here.</p>
 </html>
 """
 

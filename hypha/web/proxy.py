@@ -18,7 +18,7 @@ from hypha.broker.access import Principal
 from hypha.broker.broker import Broker
 from hypha.broker.own import Visit
 from hypha.broker.session import PeerSession, Service
-from hypha.errors import CallTimeout, HyphaError, PermissionDenied, RemoteError, internal_error
+from hypha.errors import CallTimeout, HyphaError, NotFound, PermissionDenied, RemoteError, internal_error
 from hypha.web.arguments import Arguments, read_arguments
 from hypha.web.bearer import principal_of
 from hypha.web.http import (
@@ -48,6 +48,10 @@ class Entry(Protocol):
     @property
     def principal(self) -> Principal:
         """As whom it calls."""
+
+    @property
+    def not_there(self) -> NotFound:
+        """What is told instead of what is not there: that names what else there is."""
 
     async def spend(self) -> None:
         """Count the call that is about to be made. Raises :class:`LimitExceeded` when it must not be."""
@@ -94,9 +98,8 @@ class Proxy:
                 arguments = await read_arguments(scope, room, self._broker.limits)
                 nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
                 service, caller = await find(self._broker, target, principal, arguments.mode)
-                if entry is not None:
-                    await entry.spend()
-                value = await self._call(service, target.keys, caller, arguments, base_url(scope, scope["root_path"]))
+                url = base_url(scope, scope["root_path"])
+                value = await self._call(service, target.keys, caller, arguments, url, entry)
                 encode = encode_value if as_msgpack else self._json
                 if isinstance(service.session, PeerSession) and values.is_generator(value):
                     source = items(self._broker, service.session, value, caller, arguments.patience)
@@ -105,6 +108,8 @@ class Proxy:
                     await send_response(send, 200, MSGPACK if as_msgpack else JSON, encode(value))
             except RemoteError as exc:
                 await send_error(send, _with_status(exc))
+            except NotFound as exc:
+                await send_error(send, exc if entry is None else entry.not_there)
             except HyphaError as exc:
                 await send_error(send, exc)
             except Exception as exc:  # noqa: BLE001  the call boundary: the client gets a reference, not a traceback
@@ -112,9 +117,17 @@ class Proxy:
             nursery.cancel_scope.cancel()
 
     async def _call(
-        self, service: Service, keys: tuple[str, ...], caller: Caller, arguments: Arguments, base_url: str
+        self,
+        service: Service,
+        keys: tuple[str, ...],
+        caller: Caller,
+        arguments: Arguments,
+        base_url: str,
+        entry: Entry | None,
     ) -> Any:
         value = await plain_value(self._broker, service, keys, arguments.patience)
+        if entry is not None:
+            await entry.spend()
         if value is not None:
             return value[0]
         path, kwargs = ".".join(("services", service.id, *keys)), arguments.named(parameters(service, keys))

@@ -21,37 +21,50 @@ from hypha.errors import HyphaError, NotFound
 from hypha.web.document import document, sentence, span
 from hypha.web.forms import to_root
 from hypha.web.http import base_url, send_error
-from hypha.web.lookup import Target, fetch, find, parameters
+from hypha.web.lookup import Target, fetch, find, find_function, parameters, required
 from hypha.web.proxy import Proxy
 from hypha.wire import values
 
 _PATIENCE = 10.0  # seconds for a provider to say what it offers
+AWAY = "this is not offered now: its program is not connected, or has no such function; try again later"
 _SHOWN = 50  # functions on a page
+
+#: Answers before which no call was made.
+_UNCOUNTED = "[400, 404, 413, 415, 429]"
 
 #: Without a script the forms lead to the answer itself.
 SCRIPT = """
+  const left = document.getElementById("left");
+  const show = (place, text, failed) => {
+    place.hidden = false;
+    place.textContent = text;
+    place.classList.toggle("bad", failed);
+  };
   for (const form of document.querySelectorAll("form[data-calls]")) {
-    const place = form.querySelector("output");
+    const place = form.querySelector("output"), button = form.querySelector("button");
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       const fields = [...new FormData(form)].filter(([, value]) => value !== "");
-      place.hidden = false;
-      place.textContent = "One moment ...";
+      show(place, "One moment ...", false);
+      button.disabled = true;
       try {
-        const answer = await fetch(form.action + "?" + new URLSearchParams(fields));
+        // A parameter may be called "action", too, and would then be the form's property.
+        const answer = await fetch(form.getAttribute("action") + "?" + new URLSearchParams(fields));
         const text = await answer.text();
+        if (left && !UNCOUNTED.includes(answer.status)) left.textContent = Math.max(0, left.textContent - 1);
         try {
           const value = JSON.parse(text);
-          place.textContent = answer.ok ? JSON.stringify(value, null, 2) : value.detail;
+          show(place, answer.ok ? JSON.stringify(value, null, 2) : "That failed: " + value.detail, !answer.ok);
         } catch {
-          place.textContent = text;
+          show(place, text, !answer.ok);
         }
       } catch (error) {
-        place.textContent = "That did not work: " + error.message;
+        show(place, "That did not work: " + error.message, true);
       }
+      button.disabled = false;
     });
   }
-"""
+""".replace("UNCOUNTED", _UNCOUNTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +94,10 @@ class _Entry:
     def principal(self) -> Principal:
         return self.people.shares.principal(self.share)
 
+    @property
+    def not_there(self) -> NotFound:
+        return NotFound(AWAY)
+
     async def spend(self) -> None:
         await self.people.shares.spend(self.share)
 
@@ -108,7 +125,7 @@ class SharedCalls:
 def add_routes(app: QuartTrio, broker_of: Callable[[], Broker], people_of: Callable[[], People]) -> None:
     """Add the page to *app*. *broker_of* and *people_of* give both once the server has started."""
 
-    @app.get("/share/<link>")
+    @app.get("/share/<link>", strict_slashes=False)
     async def shared(link: str) -> Response:
         broker, people = broker_of(), people_of()
         try:
@@ -123,32 +140,46 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker], people_of: Calla
 async def _page(broker: Broker, people: People, share: Share, link: str) -> str:
     account = people.accounts.get(share.account)
     owner = account.name if account is not None else ""
-    left = "" if share.calls is None else f", {max(0, share.calls - share.used)} calls are left"
+    left = "" if share.calls is None else f' Calls that are left: <b id="left">{share.calls - share.used}</b>.'
     base = broker.config.public_base_url or base_url(cast(HTTPScope, request.scope), request.root_path)
-    try:
-        title, description, functions = await _offered(broker, share, people.shares.principal(share))
-        forms = "".join(_form(f"{base}/share/{quote(link)}", link, *item) for item in functions)
-    except HyphaError:
-        title, description = share.service, "It is not offered now: its program is not connected. Try again later."
-        forms = ""
+    forms = ""
+    if share.calls is not None and share.used >= share.calls:
+        title, description = (
+            share.service,
+            "All calls of this link are used up. Ask for another one.",
+        )
+    else:
+        try:
+            title, description, functions = await _offered(broker, share, people.shares.principal(share))
+            forms = "".join(_form(f"{base}/share/{quote(link)}", link, *item) for item in functions)
+        except HyphaError:
+            title, description = share.service, "It is not offered now: its program is not connected. Try again later."
     return f"""<header><h1>{escape(title)}</h1></header>
 <p>{escape(description)}</p>
 {forms}
-<p><small>Shared by {escape(owner)} for {escape(share.label)}. The link ends in
-{span(share.until - broker.clock())}{left}; whoever has it can call this.</small></p>"""
+<p><small>Shared by {escape(owner)} ({escape(share.label)}). Whoever has the link can call this. It ends in
+{span(share.until - broker.clock())}.{left}</small></p>"""
+
+
+async def require_function(broker: Broker, principal: Principal, workspace: str, service: str, name: str) -> None:
+    """See that a service has a function, as far as *principal* may call it. Raises :class:`NotFound`."""
+    target = Target(workspace, service, tuple(name.split(".")))
+    found, _ = await find(broker, target, principal)
+    await find_function(broker, found, [target.keys])
 
 
 async def _offered(
     broker: Broker, share: Share, principal: Principal
-) -> tuple[str, str, list[tuple[str, dict[str, Any] | None]]]:
+) -> tuple[str, str, list[tuple[str, dict[str, Any] | None, frozenset[str]]]]:
     """Name and description of the service, and its functions with their parameters, None where none are known.
 
-    Raises what :func:`find` and :func:`fetch` raise.
+    The last part are the names of those that must be given. Raises what :func:`find` and :func:`fetch` raise.
     """
     target = Target(share.workspace, share.service, ())
     service, _ = await find(broker, target, principal)
     names: Iterable[str] = [share.function] if share.function else _methods(await fetch(broker, service, _PATIENCE))
-    found = [(name, parameters(service, tuple(name.split("."))) or None) for name in names]
+    paths = [(name, tuple(name.split("."))) for name in names]
+    found = [(name, parameters(service, keys) or None, required(service, keys)) for name, keys in paths]
     return service.name, service.description or "", found
 
 
@@ -157,16 +188,17 @@ def _methods(interface: dict[str, Any]) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))[:_SHOWN]
 
 
-def _form(address: str, link: str, name: str, known: dict[str, Any] | None) -> str:
-    """A form that calls the function *name*."""
+def _form(address: str, link: str, name: str, known: dict[str, Any] | None, needed: frozenset[str]) -> str:
+    """A form that calls the function *name*. *known*: its parameters, *needed*: those that must be given."""
     path = f"share/{quote(link)}/{quote(name, safe='')}"
     if known is None:
         example = " -H 'Content-Type: application/json' -d '{}'"
         fields = """<label>Arguments <small>(as JSON: a map of names to values, or a list)</small>
 <textarea name="_args" rows="3" spellcheck="false">{}</textarea></label>"""
     else:
-        example = " -H 'Content-Type: application/json' -d " + _quoted(json.dumps(dict.fromkeys(known, "...")))
-        fields = "".join(_field(parameter, schema) for parameter, schema in known.items())
+        arguments = {parameter: _EXAMPLES.get(_type(schema), "...") for parameter, schema in known.items()}
+        example = " -H 'Content-Type: application/json' -d " + _quoted(json.dumps(arguments))
+        fields = "".join(_field(parameter, schema, parameter in needed) for parameter, schema in known.items())
     return f"""<h2>{escape(name)}</h2>
 <form class="tall" data-calls method="get" action="{to_root()}{path}">
 {fields}
@@ -176,10 +208,23 @@ def _form(address: str, link: str, name: str, known: dict[str, Any] | None) -> s
 <pre>{escape(f"curl {address}/{quote(name, safe='')}{example}")}</pre>"""
 
 
-def _field(name: str, schema: object) -> str:
+#: What stands for a value of a type, as JSON schema names them.
+_EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}
+
+
+def _type(schema: object) -> str:
+    told = schema.get("type") if isinstance(schema, dict) else None
+    return told if isinstance(told, str) else ""
+
+
+def _field(name: str, schema: object, needed: bool) -> str:
     told = schema.get("description") if isinstance(schema, dict) else None
-    note = f" <small>({escape(told[:300])})</small>" if isinstance(told, str) and told else ""
-    return f'<label>{escape(name)}{note}\n<input name="{escape(name)}" autocomplete="off"></label>'
+    kind = _type(schema)
+    notes = [kind if kind in _EXAMPLES else "", told[:300] if isinstance(told, str) else ""]
+    note = "; ".join(part for part in notes if part)
+    small = f" <small>({escape(note)})</small>" if note else ""
+    must = " required" if needed else ""
+    return f'<label>{escape(name)}{small}\n<input name="{escape(name)}" autocomplete="off"{must}></label>'
 
 
 def _quoted(text: str) -> str:

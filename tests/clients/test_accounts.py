@@ -294,7 +294,7 @@ async def test_a_link_is_shared_and_whoever_opens_it_calls(
                 assert (await client.post(f"{link}/hello", json={"name": "Bob"})).json() == "Hello Bob"
                 assert (await client.post(f"{link}/hello", json={"name": "Eve"})).status_code == 429
             await visitor.evaluate("document.querySelector('form button').click()")
-            assert await shown_by(visitor, "used up") == "this link was for 2 calls, which are used up"
+            assert await shown_by(visitor, "used up") == "That failed: this link was for 2 calls, which are used up"
             await page.go(f"{url}/account")
             assert "calls: 2 of 2, the last just now" in await text_of(page)
             await page.leave("document.querySelector('form[action$=shares\\\\/revoke] button').click()")

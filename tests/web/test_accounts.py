@@ -15,6 +15,7 @@ from urllib.parse import urlencode, urljoin
 import pytest
 import trio
 
+from hypha.broker.access import Level, level_in
 from hypha.config import Config, Limits
 from tests.web.person import ORIGIN, PASSWORD, Chrome, alert, field_of, opened, people_of, shown
 from tests.web.stack import MemoryStack
@@ -60,7 +61,17 @@ async def test_the_first_account_is_made_and_is_signed_in(server: MemoryStack) -
 async def test_the_other_ways_to_the_page(server: MemoryStack, path: str) -> None:
     answer = await http(server, path)
     assert urljoin(path, answer.headers["location"]) == "/account"
+    assert b"Nobody has an account here yet" in (await http(server, "/account")).body
+    await Chrome(server).become()
     assert b"<h1>Sign in</h1>" in (await http(server, "/account")).body
+
+
+@pytest.mark.parametrize("path", ["/account/", "/account/tokens", "/account/people/remove", "/account/sign-in"])
+async def test_what_stands_in_the_address_bar_leads_back(chrome: Chrome, path: str) -> None:
+    answer = await chrome.get(path)
+    if answer.status == 303:
+        answer = await chrome.get(urljoin(path, answer.headers["location"]))
+    assert (answer.status, b"<h1>ada</h1>" in answer.body) == (200, True)
 
 
 @pytest.mark.parametrize("path", ["/account", "/account/join?link=x", "/account/allow?key=x"])
@@ -146,7 +157,7 @@ async def test_another_password(chrome: Chrome) -> None:
 
 
 async def test_a_token_is_made_used_listed_and_revoked(chrome: Chrome) -> None:
-    made = await chrome.send("/account/tokens", label="microscope", scope=" all", level="read", life="3600")
+    made = await chrome.send("/account/tokens", label="microscope", scope=" all", level="", life="3600")
     token = shown(made)
     assert f'"server_url": "{ORIGIN}"' in unescape(made.body.decode())
     peer = await join(chrome.stack, "a", f"&token={token}")
@@ -154,7 +165,7 @@ async def test_a_token_is_made_used_listed_and_revoked(chrome: Chrome) -> None:
     assert peer.workspace == account.id
     listed = (await chrome.get("/account")).body.decode()
     assert "microscope" in listed
-    assert "used just now" in listed
+    assert "in use by 1 program<" in listed
     assert "1 program, " in listed
     assert token not in listed
     assert token.rpartition(".")[2] not in listed
@@ -162,6 +173,7 @@ async def test_a_token_is_made_used_listed_and_revoked(chrome: Chrome) -> None:
     done = await chrome.send("/account/tokens/revoke", id=item.id)
     assert b"The token is revoked" in done.body
     await peer.ended.wait()
+    assert b"You have none." in (await chrome.get("/account")).body
     assert peer.closed == Closed(1008, "the token was revoked")
     with pytest.raises(Refused):
         await join(chrome.stack, "b", f"&token={token}")
@@ -174,7 +186,19 @@ async def test_a_token_for_one_workspace(chrome: Chrome) -> None:
     token = shown(await chrome.send("/account/tokens", label="reader", scope=account.id, level="read", life="86400"))
     peer = await join(chrome.stack, "a", f"&token={token}")
     assert peer.workspace == account.id
-    assert b"(read)" in (await chrome.get("/account")).body
+    assert b"opens only my own workspace (read);" in (await chrome.get("/account")).body
+    await peer.leave()
+    assert b"used just now" in (await chrome.get("/account")).body
+
+
+async def test_a_token_for_one_workspace_may_as_much_as_one_may_there(chrome: Chrome) -> None:
+    place = chrome.stack.broker.registry.create_workspace("lab", owners=["somebody"])
+    account = people_of(chrome.stack).accounts.everybody()[0]
+    place.permissions[account.id] = "read"
+    token = shown(await chrome.send("/account/tokens", label="x", scope="lab", level="", life="3600"))
+    assert level_in(chrome.stack.broker.tokens.verify(token), place) is Level.READ
+    refused = await chrome.send("/account/tokens", label="x", scope="lab", level="admin", life="3600")
+    assert (refused.status, "lab" in alert(refused)) == (403, True)
 
 
 @pytest.mark.parametrize(
@@ -185,12 +209,17 @@ async def test_a_token_for_one_workspace(chrome: Chrome) -> None:
         ({"scope": "nowhere"}, 403),
         ({"label": ""}, 400),
         ({"scope": "", "life": "3600"}, 403),
+        ({"life": "\u00b2"}, 400),
+        ({"level": "read"}, 400),  # of everything that one may
     ],
 )
 async def test_what_makes_no_token(chrome: Chrome, fields: dict[str, str], status: int) -> None:
-    good = {"label": "x", "scope": " all", "level": "read", "life": "3600"}
-    assert (await chrome.send("/account/tokens", **{**good, **fields})).status == status
-    assert b"None that is good now" in (await chrome.get("/account")).body
+    good = {"label": "what I wrote", "scope": " all", "level": "", "life": "3600"}
+    answer = await chrome.send("/account/tokens", **{**good, **fields})
+    assert (answer.status, alert(answer) != "") == (status, True)
+    # What was sent is not lost.
+    assert ('value="what I wrote"' in answer.body.decode()) is (fields.get("label") != "")
+    assert b"You have none." in (await chrome.get("/account")).body
 
 
 # --- inviting -----------------------------------------------------------------------------------------------------
@@ -226,14 +255,26 @@ async def test_one_of_many_people_is_found(chrome: Chrome) -> None:
         await accounts.join(secret, f"Guest-{number}", PASSWORD)
     page = (await chrome.get("/account")).body.decode()
     assert "(100 of 121 are shown)" in page
-    assert page.count("Remove with all that is theirs") == 99  # not oneself
+    assert page.count("Remove the account") == 99  # not oneself
     for wanted in ("guest-117", "P117@lab", " 117 "):
         found = (await chrome.get(f"/account?{urlencode({'find': wanted})}")).body.decode()
         assert "(1 found)" in found
         assert "Guest-117" in found
-        assert found.count("Remove with all that is theirs") == 1
+        assert found.count("Remove the account") == 1
     odd = (await chrome.get("/account?find=%3Cb%3E")).body.decode()
     assert ("(0 found)" in odd, "<b>x" in odd, 'value="&lt;b&gt;"' in odd) == (True, False, True)
+
+
+async def test_links_that_wait_are_listed_and_withdrawn(chrome: Chrome) -> None:
+    link = shown(await chrome.send("/account/invitations", email="bob@lab.example")).removeprefix(ORIGIN)
+    page = await chrome.get("/account")
+    assert b"an account for bob@lab.example" in page.body
+    assert link.partition("link=")[2].encode() not in page.body
+    mark = re.findall(r'name="id" value="([0-9a-f]{64})"', page.body.decode())
+    gone = await chrome.send("/account/invitations/withdraw", id=mark[0])
+    assert b"The link is withdrawn" in gone.body
+    assert (await Chrome(chrome.stack).get(link)).status == 404
+    assert (await chrome.send("/account/invitations/withdraw", id=mark[0])).status == 404
 
 
 async def test_another_password_by_a_link_and_removing(chrome: Chrome) -> None:
@@ -253,7 +294,10 @@ async def test_another_password_by_a_link_and_removing(chrome: Chrome) -> None:
     done = await guest.post("/account/join", {**fields, "password": "another horse"})
     assert done.status == 303
     assert b"<h1>bob</h1>" in (await guest.get("/account")).body
-    removed = await chrome.send("/account/people/remove", id=bob.id)
+    asked = await chrome.send("/account/people/remove", id=bob.id)
+    assert b"<h1>Remove bob?</h1>" in asked.body
+    assert b"<h1>bob</h1>" in (await guest.get("/account")).body
+    removed = await chrome.send("/account/people/remove", id=field_of(asked, "id"), sure=field_of(asked, "sure"))
     assert b"bob has no account here any more" in removed.body
     assert b"<h1>Sign in</h1>" in (await guest.get("/account")).body
     mine = await chrome.send("/account/people/remove", id=people_of(chrome.stack).accounts.everybody()[0].id)
@@ -279,6 +323,7 @@ FORMS = {
     "/account/tokens": {"label": "x", "scope": " all", "life": "3600"},
     "/account/tokens/revoke": {"id": "x"},
     "/account/invitations": {},
+    "/account/invitations/withdraw": {"id": "x"},
     "/account/password": {"old": PASSWORD, "new": "another horse"},
     "/account/allow": {"key": "x"},
     "/account/shares": {"service": "x y"},
@@ -409,6 +454,15 @@ async def fetch(stack: MemoryStack, key: str) -> Any:
     return answer.json()
 
 
+async def test_another_site_leads_nobody_straight_to_the_button(chrome: Chrome) -> None:
+    key = await start(chrome.stack)
+    led = await chrome.get(f"/account/allow?key={key}", **{"Sec-Fetch-Site": "cross-site"})
+    assert b"Another site has led you" in led.body
+    assert b"<form" not in led.body
+    further = await chrome.get(f"/account/allow?key={key}", **{"Sec-Fetch-Site": "same-origin"})
+    assert b"Give it a token" in further.body
+
+
 async def test_a_program_is_let_in_by_who_signs_in(chrome: Chrome) -> None:
     account = people_of(chrome.stack).accounts.everybody()[0]
     key = await start(chrome.stack)
@@ -422,6 +476,7 @@ async def test_a_program_is_let_in_by_who_signs_in(chrome: Chrome) -> None:
     answer = await newcomer.post("/account/sign-in", fields)
     question = await newcomer.get(urljoin("/account/sign-in", answer.headers["location"]))
     assert b"A program that speaks HTTP started to log in just now" in question.body
+    assert b"opens all your workspaces and is good for" in question.body
     assert await fetch(chrome.stack, key) is None  # nobody has agreed yet
     assert b"has its token" in (await newcomer.send("/account/allow", key=key)).body
     told = await fetch(chrome.stack, key)

@@ -14,7 +14,8 @@ import trio
 from hypha.broker.registration import Registration
 from hypha.config import Config
 from hypha.errors import NotStored
-from tests.web.person import ORIGIN, Chrome, opened, people_of, shown
+from hypha.web import shares
+from tests.web.person import ORIGIN, Chrome, alert, opened, people_of, shown
 from tests.web.stack import MemoryStack
 from tests.web.wires import Call, HttpAnswer, Peer, http, join, upgrade
 
@@ -24,7 +25,14 @@ SCHEMA = {
         "type": "function",
         "function": {
             "name": "hello",
-            "parameters": {"type": "object", "properties": {"name": {"type": "string", "description": "<whom>"}}},
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "description": "<whom>"},
+                    "times": {"type": "integer"},
+                },
+                "required": ["name"],
+            },
         },
     }
 }
@@ -125,7 +133,27 @@ async def test_calls_are_counted_shown_and_end(lab: Lab) -> None:
     assert refused.detail == "this link was for 2 calls, which are used up"
     listed = (await lab.chrome.get("/account")).body.decode()
     assert "calls: 2 of 2, the last just now" in listed
+    over = (await http(lab.stack, link)).body.decode()
+    assert ("All calls of this link are used up" in over, "<form" in over) == (True, False)
     assert link.rpartition("/")[2] not in listed
+
+
+async def test_a_link_is_for_a_function_that_there_is(lab: Lab) -> None:
+    given = {"service": f"{lab.owner} model", "label": "reviewers", "function": "helo", "life": "3600"}
+    refused = await lab.chrome.send("/account/shares", **given)
+    assert (refused.status, "has no function 'helo'" in alert(refused)) == (404, True)
+    assert b'name="function" value="helo"' in refused.body  # to be mended
+
+
+async def test_what_is_not_there_is_not_counted_and_says_nothing_of_what_else_there_is(lab: Lab) -> None:
+    whole, one = await lab.share(calls="1"), await lab.share(function="hello", calls="1")
+    missing = await lab.call(f"{whole}/helo")
+    await lab.provider.provide("model-x", {"hello": hello}, "protected")  # in the place of the other one
+    away = [await lab.call(f"{link}/hello", name="Ada") for link in (whole, one)]
+    for answer in (missing, *away):
+        assert (answer.status, answer.detail) == (404, shares.AWAY)
+    account = people_of(lab.stack).accounts.everybody()[0]
+    assert [item.used for item in people_of(lab.stack).shares.of(account)] == [0, 0]
 
 
 async def test_what_is_no_call_is_not_counted(lab: Lab) -> None:
@@ -178,7 +206,9 @@ async def test_the_page_has_a_form_for_each_function_and_runs_nothing_of_others(
     assert "&lt;b&gt;says&lt;/b&gt;" in page
     for text in ("<b>says", "<i>you", "A <model>", "<whom>"):
         assert text not in page
-    assert 'name <small>(&lt;whom&gt;)</small>\n<input name="name" autocomplete="off">' in page
+    assert 'name <small>(&lt;whom&gt;)</small>\n<input name="name" autocomplete="off" required>' in page
+    assert 'times <small>(integer)</small>\n<input name="times" autocomplete="off">' in page
+    assert "-d &#x27;{&quot;name&quot;: &quot;...&quot;, &quot;times&quot;: 1}&#x27;" in page
     assert page.count('name="_args"') == 1  # of the function that has told nothing of its parameters
     assert f"curl {ORIGIN}{link}/hello" in page
     assert "Shared by ada" in page
