@@ -38,7 +38,7 @@ async def providing(node: str, directory: Path, *secret: str, port: int = 0) -> 
     """A provider, and its address."""
     if not (npm.directory() / "complete").is_file():
         pytest.fail(f"{npm.directory()} is missing; run 'python3 -m tests' once, which installs it")
-    command = [node, npm.SOURCE / "provider.mjs", npm.modules(), CLIENT_ID, *secret]
+    command: list[str | Path] = [node, npm.SOURCE / "provider.mjs", npm.modules(), CLIENT_ID, *secret]
     environ = {"PROVIDER_PORT": str(port)}
     async with trio.open_nursery() as nursery, start(nursery, command, cwd=directory, environ=environ) as running:
         yield running, (await running.wait_for(r"^issuer (\S+)"))[1]
