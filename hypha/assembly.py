@@ -123,7 +123,7 @@ class Assembly:
             try:
                 await app(scope, receive, send)
             finally:
-                rooms.people.write_down()
+                rooms.broker.tokens.issued.write_down()
                 rooms.broker.records.close()
 
     def _open_rooms(self) -> Rooms:

@@ -118,6 +118,7 @@ class Limits:
     invitation_seconds: float = 86400.0
     sign_in_tries: int = 10
     sign_in_tries_per_address: int = 60
+    bad_tokens_per_address: int = 60
     browsers_per_account: int = 20
     browser_seconds: float = 2592000.0
     oidc_attempts: int = 5000

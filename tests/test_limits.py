@@ -173,6 +173,7 @@ TABLE = {
     ),
     "sign_in_tries": by("accounts/test_accounts.py::test_the_tries_for_one_name_are_bounded_exactly"),
     "sign_in_tries_per_address": by("accounts/test_accounts.py::test_the_tries_from_one_address_are_bounded_exactly"),
+    "bad_tokens_per_address": by("web/test_bearer.py::test_bad_tokens_are_bounded_exactly_and_good_ones_pass"),
     "browsers_per_account": by(
         "accounts/test_accounts.py::test_the_browsers_of_an_account_are_bounded_and_the_oldest_is_signed_out",
         quiet="the oldest is signed out",
@@ -188,7 +189,7 @@ TABLE = {
         "accounts/test_oidc.py::test_an_attempt_has_so_long", quiet="one is told to start again, for whatever reason"
     ),
     "tokens_per_account": by(
-        "accounts/test_issued.py::test_the_tokens_of_an_account_are_bounded_exactly_and_expired_ones_are_forgotten"
+        "accounts/test_tokens.py::test_the_tokens_of_an_account_are_bounded_exactly_and_expired_ones_are_forgotten"
     ),
     "shares_per_account": by("accounts/test_shares.py::test_the_links_of_an_account_are_bounded_exactly"),
     "app_source_bytes": by("apps/test_service.py::test_the_source_of_an_app_is_bounded_exactly"),

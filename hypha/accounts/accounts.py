@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable
 from itertools import chain, count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from hypha.accounts.account import (
     Account,
@@ -22,15 +21,17 @@ from hypha.accounts.account import (
     new_secret,
     proposed_name,
 )
+from hypha.accounts.owned import Owned
 from hypha.accounts.passwords import Passwords
-from hypha.accounts.throttle import Throttle, place
 from hypha.broker.access import ADMIN_ROLE, Action, may
+from hypha.broker.throttle import Throttle, place
 from hypha.broker.tokens import new_user_id
 from hypha.errors import Conflict, LimitExceeded, NotAuthenticated, NotFound, PermissionDenied
 from hypha.wire.address import PUBLIC_WORKSPACE
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
+    from hypha.broker.records import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,14 @@ ACCOUNT, INVITATION, BROWSER = "account", "invitation", "browser"
 
 #: Who has invited, when that was who starts the server.
 COMMAND_LINE = "command line"
+
+
+class _Browser(NamedTuple):
+    """One in which *account* is signed in, and in which order that is kept. Times in seconds since the epoch."""
+
+    account: str
+    since: float
+    until: float
 
 
 class Accounts:
@@ -54,21 +63,18 @@ class Accounts:
         self._by_identity: dict[tuple[str, str], Account] = {}
         #: By mark, the oldest first.
         self._invitations: dict[str, Invitation] = {}
-        self._browsers: dict[str, tuple[str, float, float]] = {}  # account, since, until
+        self._browsers = Owned[_Browser]()
         self._tries = Throttle("sign_in_tries", self._limits.sign_in_tries)
         self._tries_from = Throttle("sign_in_tries_per_address", self._limits.sign_in_tries_per_address)
 
-    def restore(self, records: Iterable[tuple[str, str, Any]]) -> None:
+    def restore(self, records: Loaded) -> None:
         """Take over what an earlier process has kept."""
-        for kind, name, value in records:
-            if kind == ACCOUNT:
-                self._enter(Account.from_record(value))
-            elif kind == INVITATION:
-                self._invitations[name] = Invitation.from_record(value)
-            elif kind == BROWSER:
-                self._browsers[name] = (value[0], value[1], value[2])
-        self._invitations = dict(sorted(self._invitations.items(), key=lambda item: item[1].until))
-        self._browsers = dict(sorted(self._browsers.items(), key=lambda item: item[1][1]))
+        for _, account in records.each(ACCOUNT, Account.from_record):
+            self._enter(account)
+        invitations = records.each(INVITATION, Invitation.from_record)
+        browsers = records.each(BROWSER, lambda value: _Browser(str(value[0]), float(value[1]), float(value[2])))
+        self._invitations = dict(sorted(invitations, key=lambda item: item[1].until))
+        self._browsers = Owned(sorted(browsers, key=lambda item: item[1].since))
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -80,6 +86,11 @@ class Accounts:
     def everybody(self) -> list[Account]:
         """All accounts, by name."""
         return sorted(self._by_id.values(), key=lambda account: account.name.lower())
+
+    def search(self, text: str) -> list[Account]:
+        """Those in whose name or e-mail address *text* stands, by name."""
+        wanted = text.strip().lower()
+        return [one for one in self.everybody() if wanted in one.name.lower() or wanted in (one.email or "")]
 
     # --- becoming one -----------------------------------------------------------------------------------------
 
@@ -341,11 +352,11 @@ class Accounts:
         """The secret for the cookie of a browser that has proved to be the account's."""
         self._make_workspace(account)  # it may have been deleted
         secret, now = new_secret(), self._broker.clock()
-        own = [mark for mark, (owner, _, _) in self._browsers.items() if owner == account.id]
+        own = [mark for mark, _ in self._browsers.of(account.id)]
         for mark in own[: max(0, len(own) + 1 - self._limits.browsers_per_account)]:
             self._drop_browser(mark)
-        entry = (account.id, now, now + self._limits.browser_seconds)
-        self._browsers[mark_of(secret)] = entry
+        entry = _Browser(account.id, now, now + self._limits.browser_seconds)
+        self._browsers.add(mark_of(secret), entry)
         self._broker.records.put(BROWSER, mark_of(secret), list(entry), firm=True)
         await self._broker.records.kept()
         return secret
@@ -353,13 +364,15 @@ class Accounts:
     def signed_in(self, secret: str | None) -> SignedIn | None:
         """Who is signed in in the browser whose cookie holds *secret*."""
         mark = mark_of(secret or "")
-        account_id, since, until = self._browsers.get(mark, ("", 0.0, 0.0))
-        account = self._by_id.get(account_id)
-        if account is None or secret is None or until <= self._broker.clock():
+        browser = self._browsers.get(mark)
+        if secret is None or browser is None or browser.until <= self._broker.clock():
+            return None
+        account = self._by_id.get(browser.account)
+        if account is None:  # its record is of another version
             return None
         if self._broker.tokens.is_revoked(account.principal):  # it was blocked meanwhile
             return None
-        return SignedIn(mark, account, since, until, form_of(secret))
+        return SignedIn(mark, account, browser.since, browser.until, form_of(secret))
 
     async def sign_out(self, browser: SignedIn) -> None:
         """Let the cookie of *browser* be worth nothing."""
@@ -385,15 +398,15 @@ class Accounts:
 
     def _drop_browsers(self, account: Account, besides: str = "") -> None:
         """Sign *account* out everywhere, but for one browser."""
-        for mark in [mark for mark, (owner, _, _) in self._browsers.items() if owner == account.id and mark != besides]:
+        for mark in [mark for mark, _ in self._browsers.of(account.id) if mark != besides]:
             self._drop_browser(mark)
 
     def browsers_of(self, account: Account) -> int:
         """In how many browsers the account is signed in."""
-        return sum(1 for owner, _, _ in self._browsers.values() if owner == account.id)
+        return self._browsers.count(account.id)
 
     def _drop_browser(self, mark: str) -> None:
-        self._browsers.pop(mark, None)
+        self._browsers.discard(mark)
         self._broker.records.remove(BROWSER, mark, firm=True)
 
     # ----------------------------------------------------------------------------------------------------------
@@ -404,10 +417,9 @@ class Accounts:
             raise PermissionDenied("this form is not of a page of yours; open your account again")
 
     def sweep(self) -> None:
-        """Forget what is too old. Seldom: it looks at everything."""
+        """Forget what is too old. Seldom: it looks at all invitations."""
         self._forget_old()
-        now = self._broker.clock()
-        for mark in [mark for mark, (_, _, until) in self._browsers.items() if until <= now]:
+        for mark in self._browsers.ended(self._broker.clock()):
             self._drop_browser(mark)
 
     def _forget_old(self) -> None:

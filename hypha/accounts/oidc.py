@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from hypha.accounts.account import Account, SignedIn, checked_email, mark_of, new_secret
 from hypha.accounts.accounts import Accounts
-from hypha.accounts.throttle import Throttle, place
+from hypha.broker.throttle import Throttle, place
 from hypha.errors import ConfigError, InvalidArgument, NotFound, PeerGone, PermissionDenied
 
 if TYPE_CHECKING:

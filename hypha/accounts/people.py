@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hypha.accounts.account import Account
 from hypha.accounts.accounts import Accounts
-from hypha.accounts.issued import IssuedTokens
 from hypha.accounts.passwords import Passwords
 from hypha.accounts.shares import Shares
+from hypha.accounts.tokens import PersonalTokens
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
+    from hypha.broker.records import Loaded
 
 _SWEEP_SECONDS = 30.0
 
@@ -23,31 +23,29 @@ class People:
     def __init__(self, broker: Broker, passwords: Passwords | None = None) -> None:
         self._broker = broker
         self.accounts = Accounts(broker, passwords)
-        self.tokens = IssuedTokens(broker)
+        self.tokens = PersonalTokens(broker)
         self.shares = Shares(broker, self.accounts)
         self._next_sweep = 0.0  # trio time
 
-    def restore(self, records: Iterable[tuple[str, str, Any]]) -> None:
+    def restore(self, records: Loaded) -> None:
         """Take over what an earlier process has kept."""
-        kept = list(records)
-        self.accounts.restore(kept)
-        self.tokens.restore(kept)
-        self.shares.restore(kept)
+        self.accounts.restore(records)
+        self.shares.restore(records)
 
     async def remove(self, by: Account, account_id: str) -> Account:
         """Forget an account with all that it has given out, in one step, which is kept as a whole or not at all.
 
-        Raises what :meth:`Accounts.removable` raises, and :class:`LimitExceeded` when no more tokens can be revoked.
+        Raises what :meth:`Accounts.removable` raises.
         """
         account = self.accounts.removable(by, account_id)
-        self.tokens.end_all(account)
+        self.tokens.end_all(account, by)
         self.shares.end_all(account)
         self.accounts.remove(account)
         await self._broker.records.kept()
         return account
 
     def sweep(self, now: float) -> None:
-        """Forget what is too old, and keep when things were used; seldom, however often it is called.
+        """Forget what is too old; seldom, however often it is called.
 
         *now*: trio time.
         """
@@ -55,10 +53,4 @@ class People:
             return
         self._next_sweep = now + _SWEEP_SECONDS
         self.accounts.sweep()
-        self.tokens.sweep()
         self.shares.sweep()
-        self.write_down()
-
-    def write_down(self) -> None:
-        """Keep when things were used last."""
-        self.tokens.write_down()

@@ -7,12 +7,12 @@ like a token of an account, and is worth no more than its account still is.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hypha.accounts.account import Account, mark_of, new_secret
 from hypha.accounts.accounts import Accounts
+from hypha.accounts.owned import Owned
 from hypha.broker.access import Action, Level, Principal, may
 from hypha.broker.issuing import granted_by
 from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDenied
@@ -20,6 +20,7 @@ from hypha.wire.address import check_name
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
+    from hypha.broker.records import Loaded
 
 SHARE = "share"
 _ENDED = "this link has ended, was revoked, or never was; ask who gave it to you"
@@ -55,19 +56,17 @@ class Shares:
     def __init__(self, broker: Broker, accounts: Accounts) -> None:
         self._broker = broker
         self._accounts = accounts
-        #: By mark, the oldest first.
-        self._shares: dict[str, Share] = {}
+        self._shares = Owned[Share]()
 
-    def restore(self, records: Iterable[tuple[str, str, Any]]) -> None:
+    def restore(self, records: Loaded) -> None:
         """Take over what an earlier process has kept."""
-        found = [Share(**value) for kind, _, value in records if kind == SHARE]
-        self._shares = {item.mark: item for item in sorted(found, key=lambda item: item.since)}
+        found = records.each(SHARE, lambda value: Share(**value))
+        self._shares = Owned(sorted(found, key=lambda item: item[1].since))
 
     def of(self, account: Account) -> list[Share]:
         """Those of *account* that are good now, the newest first."""
         now = self._broker.clock()
-        own = [item for item in self._shares.values() if item.account == account.id and item.until > now]
-        return own[::-1]
+        return [item for _, item in self._shares.of(account.id) if item.until > now][::-1]
 
     async def share(
         self,
@@ -105,7 +104,7 @@ class Shares:
             now,
             now + seconds,
         )
-        self._shares[item.mark] = item
+        self._shares.add(item.mark, item)
         self._keep(item, firm=True)
         await self._broker.records.kept()
         return secret
@@ -158,19 +157,19 @@ class Shares:
         item = next((item for item in self.of(account) if item.id == share_id), None)
         if item is None:
             raise NotFound("there is no such link")
-        self._forget(item)
+        self._forget(item.mark)
         await self._broker.records.kept()
 
     def end_all(self, account: Account) -> None:
         """Do that to all links of *account*; it is kept with what else is changed now."""
         for item in self.of(account):
-            self._forget(item)
+            self._forget(item.mark)
 
     def sweep(self) -> None:
         """Forget those that have ended."""
         now = self._broker.clock()
-        for item in [item for item in self._shares.values() if item.until <= now]:
-            self._forget(item)
+        for mark in self._shares.ended(now):
+            self._forget(mark)
 
     def _require_rights(self, account: Account, workspace: str) -> None:
         place = self._broker.registry.workspaces.get(workspace)
@@ -181,6 +180,6 @@ class Shares:
     def _keep(self, item: Share, *, firm: bool = False) -> None:
         self._broker.records.put(SHARE, item.mark, asdict(item), firm=firm)
 
-    def _forget(self, item: Share) -> None:
-        del self._shares[item.mark]
-        self._broker.records.remove(SHARE, item.mark, firm=True)
+    def _forget(self, mark: str) -> None:
+        self._shares.discard(mark)
+        self._broker.records.remove(SHARE, mark, firm=True)

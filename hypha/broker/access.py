@@ -88,9 +88,14 @@ class Principal:
         return self.names[-1]
 
     @property
+    def origin(self) -> str:
+        """The id of the user through whom it was issued, however indirectly; its own if through nobody."""
+        return self.issuers[0] if self.issuers else self.id
+
+    @property
     def account(self) -> str:
         """To whom it is counted, with all others that were issued through the same user."""
-        return self.email or (self.issuers[0] if self.issuers else self.id)
+        return self.email or self.origin
 
     def holds_or_issued(self, other: Principal) -> bool:
         """Whether the token of *other* is this principal's own, or was issued by it or through its token."""

@@ -6,6 +6,8 @@ Every function takes the principal that asks, and asks :func:`hypha.broker.acces
 from __future__ import annotations
 
 import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -88,15 +90,25 @@ class Administration:
         if not all(isinstance(number, int) and number >= 0 for number in (offset, limit)):
             raise InvalidArgument("'offset' and 'limit' must be whole numbers")
         found, end = list[dict[str, Any]](), offset + min(limit, _MAX_LISTED)
-        for number, place in enumerate(list(self._registry.workspaces.values())):
-            if number % _LOOKED_AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
-            if len(found) == end:
-                break
-            if level_in(principal, place) > Level.NONE:
+        async with aclosing(self.belonging(principal)) as places:
+            async for place, _ in places:
+                if len(found) == end:
+                    break
                 entry = _entry(place)
                 found += [entry] if all(entry.get(key) == value for key, value in match.items()) else []
         return found[offset:]
+
+    async def belonging(self, principal: Principal) -> AsyncGenerator[tuple[Workspace, Level]]:
+        """The workspaces that *principal* has a part in, and which, in the order of their making.
+
+        Others have their turn in between. To be closed, or exhausted.
+        """
+        for number, place in enumerate(list(self._registry.workspaces.values())):
+            if number % _LOOKED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            level = level_in(principal, place)
+            if level > Level.NONE:
+                yield place, level
 
     def summary(self, place: Workspace) -> dict[str, Any]:
         """What is in the workspace."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import trio
 
@@ -26,7 +25,7 @@ from hypha.broker.manager import BUILT_IN
 from hypha.broker.outbox import DirtyOutboxes, Transport, flush_dirty
 from hypha.broker.own import Visit
 from hypha.broker.quotas import ceiling
-from hypha.broker.records import Records, Store
+from hypha.broker.records import Loaded, Records, Store
 from hypha.broker.registration import Registration, parse_registration, registrations, require_within
 from hypha.broker.registry import Registry, Workspace
 from hypha.broker.restoring import read
@@ -34,6 +33,7 @@ from hypha.broker.returning import Returning
 from hypha.broker.router import Router
 from hypha.broker.session import PeerSession
 from hypha.broker.suspended import Parked, Suspended
+from hypha.broker.throttle import Throttle
 from hypha.broker.tokens import Resumption, Tokens, new_user_id
 from hypha.config import Config, Limits
 from hypha.errors import (
@@ -104,6 +104,8 @@ class Broker:
         self.limits = config.limits
         self.records = Records(store)
         self.tokens = Tokens(key, clock, config.limits, self.records)
+        #: By network address.
+        self.bad_tokens = Throttle("bad_tokens_per_address", config.limits.bad_tokens_per_address)
         self.dirty: DirtyOutboxes = {}
         #: What an administrator has set for users, by account (:mod:`hypha.broker.quotas`).
         self.quotas: dict[str, dict[str, int]] = {}
@@ -142,7 +144,7 @@ class Broker:
         """The address to tell a client as the public one."""
         return self.config.public_base_url or caller.base_url
 
-    def restore(self) -> list[tuple[str, str, Any]]:
+    def restore(self) -> Loaded:
         """Take over what an earlier process has kept, before anybody connects, and expect who was connected to it.
 
         Gives all records, for others who have some among them.
@@ -573,7 +575,7 @@ class Broker:
             workspace = self.registry.workspaces.get(self._left.pop())
             if workspace is not None:
                 self.expel_denied(workspace)
-        self.tokens.sweep()
+        self.tokens.sweep(now)
         for parked in self._suspended.expired(now):
             self._unpark(parked)
         for workspace in list(self.registry.workspaces.values()):

@@ -19,9 +19,17 @@ _MAX_USER = 4096  # bytes of the user map, which is a part of every message (``p
 
 
 def issue(
-    broker: Broker, issuer: Principal, config: dict[str, Any], grants: dict[str, Level], home: str | None
+    broker: Broker,
+    issuer: Principal,
+    config: dict[str, Any],
+    grants: dict[str, Level],
+    home: str | None,
+    label: str | None = None,
 ) -> tuple[str, str]:
-    """A new user's id and the token that proves it. *config* may hold ``email``, ``client_id`` and ``expires_in``."""
+    """A new user's id and the token that proves it. *config* may hold ``email``, ``client_id`` and ``expires_in``.
+
+    *label*: what a person says that it is for.
+    """
     principal = Principal(
         id=new_user_id(),
         is_anonymous=issuer.is_anonymous,
@@ -37,7 +45,7 @@ def issue(
     if len(encode_value(principal.to_wire(None))) > _MAX_USER:
         raise LimitExceeded("a token for so many workspaces would make every message too long; ask for fewer")
     life = broker.token_life(issuer, config.get("expires_in"))
-    return principal.id, broker.tokens.issue(principal, expires_in=life)
+    return principal.id, broker.tokens.issue(principal, expires_in=life, label=label)
 
 
 def admin_token(key: bytes, limits: Limits) -> str:

@@ -8,7 +8,7 @@ from contextlib import closing, nullcontext, suppress
 from contextvars import ContextVar
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -17,6 +17,8 @@ from hypha.errors import NotStored
 from hypha.wire.calls import encode_value
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _RETRY_SECONDS = 1.0
 #: For so long changes gather that nobody waits for. A client that comes and goes in between leaves hardly any.
@@ -95,6 +97,30 @@ class _Writer:
         self._done.set()
 
 
+class Loaded:
+    """What an earlier process has kept: the names and values of records, by their kind."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, list[tuple[str, Any]]] = {}
+
+    def add(self, kind: str, name: str, value: Any) -> None:
+        """Enter one."""
+        self._by_kind.setdefault(kind, []).append((name, value))
+
+    def each(self, kind: str, build: Callable[[Any], T]) -> list[tuple[str, T]]:
+        """What *build* makes of each value of a kind, with the name of its record.
+
+        A record of another form than they have is left alone, with a line in the log.
+        """
+        found: list[tuple[str, T]] = []
+        for name, value in self._by_kind.get(kind, ()):
+            try:
+                found.append((name, build(value)))
+            except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+                logger.error("the record %s %r is of another form and is left alone: %r", kind, name, error)
+        return found
+
+
 class Records:
     """Changes of records, and who waits for them to be kept. Without a *store* nothing is kept.
 
@@ -132,13 +158,13 @@ class Records:
     def __contains__(self, key: Key) -> bool:
         return key in self._known
 
-    def load(self) -> list[tuple[str, str, Any]]:
-        """Every record: kind, name and value. One that cannot be read is left alone, with a line in the log."""
-        found: list[tuple[str, str, Any]] = []
+    def load(self) -> Loaded:
+        """Every record. One that cannot be read is left alone, with a line in the log."""
+        found = Loaded()
         for kind, name, data in self._store.load() if self._store is not None else ():
             key = kind, name
             try:
-                found.append((kind, name, unpack(data)))
+                found.add(kind, name, unpack(data))
             except ValueError as error:
                 logger.error("the record %s %r cannot be read: %s", kind, name, error)
             else:

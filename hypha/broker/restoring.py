@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from hypha.broker import ledger
 from hypha.broker.issued import ISSUED, IssuedToken, issued_token
 from hypha.broker.journal import Event
+from hypha.broker.records import Loaded
 from hypha.broker.registration import Registration
 from hypha.broker.registry import Registry
 from hypha.broker.revocations import BLOCKED, REVOKED
 from hypha.broker.suspended import Parked
 from hypha.config import Limits
 from hypha.wire.address import Address
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _REGISTRATION = Registration.__dataclass_fields__.keys()
 
@@ -62,19 +57,12 @@ class Kept:
             registry.restore_workspace(name.rpartition("/")[0]).journal.restore(event)
 
 
-def read(records: Iterable[tuple[str, str, Any]], wall: float, now: float, limits: Limits) -> Kept:
+def read(records: Loaded, wall: float, now: float, limits: Limits) -> Kept:
     """What *records* say. *wall*: seconds since the epoch now; *now*: trio time.
 
-    Who was connected has the whole time to come back, from now on. What has expired meanwhile is for the sweeper. A
-    record of another form than they have is left alone, with a line in the log.
+    Who was connected has the whole time to come back, from now on. What has expired meanwhile is for the sweeper.
     """
-    by_kind: dict[str, list[tuple[str, Any]]] = {}
-    for kind, name, value in records:
-        by_kind.setdefault(kind, []).append((name, value))
-
-    def each(kind: str, build: Callable[[Any], T]) -> list[tuple[str, T]]:
-        return list(_built(kind, by_kind.get(kind, ()), build))
-
+    each = records.each
     services: dict[str, list[Registration]] = {}
     for _, (owner, registration) in each(ledger.SERVICE, _service):
         services.setdefault(owner, []).append(registration)
@@ -94,14 +82,6 @@ def read(records: Iterable[tuple[str, str, Any]], wall: float, now: float, limit
         issued=sorted((token for _, token in each(ISSUED, issued_token)), key=lambda token: token.issued_at),
         youngest=max((item.since or 0 for own in services.values() for item in own), default=-1),
     )
-
-
-def _built(kind: str, values: Iterable[tuple[str, Any]], build: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
-    for name, value in values:
-        try:
-            yield name, build(value)
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-            logger.error("the record %s %r is of another form and is left alone: %r", kind, name, error)
 
 
 def _service(value: Any) -> tuple[str, Registration]:

@@ -41,6 +41,9 @@ class Resumption:
     identity: str
 
 
+#: How often it is kept when tokens were used last, in seconds.
+_WRITE_SECONDS = 30.0
+
 #: Tokens of which it is remembered that they were made with our key.
 _DECODED_TOKENS = 1000
 
@@ -65,20 +68,20 @@ class Tokens:
         self._limits = limits or Limits()
         self.revocations = Revocations(self._limits, records)
         self.issued = Issued(self._limits, records)
+        self._next_write = 0.0  # trio time
         self._living: set[str] = set()
-        #: Is told the ids of the tokens by which somebody came in.
-        self.on_use: Callable[[Collection[str]], None] = lambda tokens: None
 
-    def issue(self, principal: Principal, *, expires_in: float) -> str:
+    def issue(self, principal: Principal, *, expires_in: float, label: str | None = None) -> str:
         """A token that proves *principal* for *expires_in* seconds. Plain JWT; :func:`legacy_form` marks it.
 
-        It ends with the tokens of *principal*, too, when one is revoked. Raises :class:`LimitExceeded` for too many.
+        *label*: what a person says that it is for. It ends with the tokens of *principal*, too, when one is revoked.
+        Raises :class:`LimitExceeded` for too many.
         """
         if len(principal.tokens) >= self._limits.token_depth:
             limit = self._limits.token_depth
             raise LimitExceeded(f"token_depth = {limit} tokens were issued one through the other; begin with the first")
         token_id, now = secrets.token_urlsafe(12), self._clock()
-        self.issued.add(IssuedToken(token_id, principal, now, now + expires_in))
+        self.issued.add(IssuedToken(token_id, principal, now, now + expires_in, label))
         return self._sign(principal, "access", expires_in, token_id=token_id)
 
     def issue_living(self, principal: Principal) -> tuple[str, str]:
@@ -103,7 +106,7 @@ class Tokens:
     def verify(self, text: str) -> Principal:
         """The principal that an access token proves. Raises :class:`NotAuthenticated` saying what is wrong."""
         principal = _principal(self._claims(text, "access"))
-        self.on_use(principal.tokens)
+        self.issued.touch(principal.tokens, self._clock())
         return principal
 
     def is_foreign(self, text: str) -> bool:
@@ -115,7 +118,7 @@ class Tokens:
         claims = self._claims(text, "resume")
         address = Address(str(claims.get("ws")), str(claims.get("cid")))
         principal = _principal(claims)
-        self.on_use(principal.tokens)
+        self.issued.touch(principal.tokens, self._clock())
         return Resumption(address, principal, str(claims.get("ses")))
 
     def revoke(self, principal: Principal, by: Principal) -> None:
@@ -150,10 +153,13 @@ class Tokens:
         """Who is blocked: ``user``, ``since`` in seconds since the epoch, ``reason``."""
         return [{"user": user, **entry} for user, entry in self.revocations.blocked.items()]
 
-    def sweep(self) -> None:
-        """Forget the tokens that have expired."""
+    def sweep(self, now: float) -> None:
+        """Forget the tokens that have expired, and keep, now and then, when others were used. *now*: trio time."""
         self.revocations.forget(self._clock())
         self.issued.forget(self._clock())
+        if now >= self._next_write:
+            self._next_write = now + _WRITE_SECONDS
+            self.issued.write_down()
 
     def listed(self, workspace: str) -> list[IssuedToken]:
         """The tokens for *workspace* that are known to have been issued and are good, the oldest first."""

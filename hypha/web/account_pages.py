@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from html import escape
 
 from hypha.accounts.account import Account, Invitation, SignedIn
-from hypha.accounts.issued import Issued
 from hypha.accounts.oidc import host_of
 from hypha.accounts.passwords import MIN_LENGTH
 from hypha.accounts.shares import Share
-from hypha.broker.access import Level
+from hypha.broker.access import Level, Principal
+from hypha.broker.issued import IssuedToken
 from hypha.broker.registry import Workspace
 from hypha.web.document import ago, sentence, span
 
@@ -20,6 +21,17 @@ LIVES = {3600: "an hour", 86400: "a day", 2592000: "30 days", 31536000: "a year"
 LEVELS = {"read_write": "read and write", "read": "read", "admin": "administer"}
 #: Choices of what a token opens, beside the names of workspaces, which hold no space.
 ALL, ALL_AND_SERVER = " all", " server"
+PEOPLE_SHOWN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """The *people* shown of the *found* ones in whose name or address *wanted* stands, among *all*."""
+
+    wanted: str
+    people: list[Account]
+    found: int
+    all: int
 
 
 def sign_in(root: str, provider: str | None, key: str = "", problem: str | None = None, name: str = "") -> str:
@@ -92,14 +104,14 @@ def account(
     now: float,
     browsers: int,
     places: list[tuple[Workspace, Level]],
-    tokens: list[Issued],
+    tokens: list[IssuedToken],
     shares: list[Share],
-    people: list[Account],
+    crowd: Crowd | None,
     done: str | None = None,
 ) -> str:
     """Everything about the account of *browser*.
 
-    *provider*: where one can sign in, too. *people*: whom an administrator sees, nobody for others.
+    *provider*: where one can sign in, too. *crowd*: whom an administrator sees.
     """
     parts = [
         _head(root, browser),
@@ -110,7 +122,7 @@ def account(
         _tokens(root, browser, tokens, now),
         _share_form(root, browser, places),
         _shares(root, browser, shares, now),
-        _invite_form(root, browser, people) if browser.account.is_admin else "",
+        _people(root, browser, crowd) if crowd is not None else "",
         _identity_form(root, provider, browser),
         _password_form(root, browser),
     ]
@@ -224,20 +236,27 @@ def _token_form(root: str, browser: SignedIn, places: list[tuple[Workspace, Leve
 </form>"""
 
 
-def _tokens(root: str, browser: SignedIn, tokens: list[Issued], now: float) -> str:
+def _tokens(root: str, browser: SignedIn, tokens: list[IssuedToken], now: float) -> str:
     items = "".join(_token(root, browser, item, now) for item in tokens)
     listed = f'<ul class="cards">{items}</ul>' if items else "<p>None that is good now.</p>"
     return f"<h2>Your tokens</h2>\n{listed}"
 
 
-def _token(root: str, browser: SignedIn, item: Issued, now: float) -> str:
-    opens = f"{escape(item.workspace)} ({LEVELS.get(item.level, escape(item.level))})" if item.workspace else "all"
-    opens += " and the server" if item.admin else ""
-    used = "never used" if item.used is None else f"used {ago(now - item.used)}"
-    times = f"made {ago(now - item.since)}, ends in {span(item.until - now)}, {used}"
-    return f"""<li><div><b>{escape(item.label)}</b><br><small>opens {opens}; {times}</small></div>
-<form method="post" action="{root}account/tokens/revoke">{_hidden(form=browser.form, id=item.id)}
-<button aria-label="Revoke {escape(item.label)}">Revoke</button></form></li>"""
+def _token(root: str, browser: SignedIn, token: IssuedToken, now: float) -> str:
+    label = escape(token.label or "")
+    used = "never used" if token.last_used is None else f"used {ago(now - token.last_used)}"
+    times = f"made {ago(now - token.issued_at)}, ends in {span(token.expires_at - now)}, {used}"
+    return f"""<li><div><b>{label}</b><br><small>opens {_opened(token.holder)}; {times}</small></div>
+<form method="post" action="{root}account/tokens/revoke">{_hidden(form=browser.form, id=token.id)}
+<button aria-label="Revoke {label}">Revoke</button></form></li>"""
+
+
+def _opened(holder: Principal) -> str:
+    """What a token opens, which is all that its account may do, or one workspace for a user of its own."""
+    if not holder.issuers:
+        return "all and the server" if holder.is_admin else "all"
+    levels = ((name, LEVELS.get(level.name.lower(), "")) for name, level in holder.grants.items())
+    return ", ".join(f"{escape(name)} ({may})" for name, may in levels)
 
 
 def _share_form(root: str, browser: SignedIn, places: list[tuple[Workspace, Level]]) -> str:
@@ -281,15 +300,25 @@ def _share(root: str, browser: SignedIn, item: Share, now: float) -> str:
 <button aria-label="Revoke {escape(item.label)}">Revoke</button></form></li>"""
 
 
-def _invite_form(root: str, browser: SignedIn, people: list[Account]) -> str:
-    items = "".join(_person(root, browser, person) for person in people)
-    return f"""<h2>People</h2>
+def _people(root: str, browser: SignedIn, crowd: Crowd) -> str:
+    items = "".join(_person(root, browser, person) for person in crowd.people)
+    return f"""<h2 id="people">People</h2>
+{_search(root, crowd) if crowd.all > PEOPLE_SHOWN else ""}
 <ul class="cards">{items}</ul>
 <form class="tall" method="post" action="{root}account/invitations">
 {_hidden(form=browser.form)}
 <label>E-mail address of somebody new <small>(may stay empty; what is shared with it is theirs)</small>
 <input name="email" type="email" autocomplete="off"></label>
 <button>Make an invitation link</button>
+</form>"""
+
+
+def _search(root: str, crowd: Crowd) -> str:
+    count = f"{len(crowd.people)} of {crowd.found} are shown" if crowd.found > PEOPLE_SHOWN else f"{crowd.found} found"
+    return f"""<form class="tall" method="get" action="{root}account#people">
+<label>Find by name or address <small>({count})</small>
+<input type="search" name="find" value="{escape(crowd.wanted)}" autocomplete="off" autocapitalize="none"></label>
+<button>Find</button>
 </form>"""
 
 

@@ -16,7 +16,7 @@ from quart import Response, redirect, request
 from quart_trio import QuartTrio
 from werkzeug.datastructures import MultiDict
 
-from hypha.accounts.account import Invitation, SignedIn
+from hypha.accounts.account import Account, Invitation, SignedIn
 from hypha.accounts.oidc import host_of
 from hypha.accounts.people import People
 from hypha.broker.access import Level, level_in
@@ -96,7 +96,7 @@ class _Desk:
     async def account(self) -> Response:
         """All about the account; the form to sign in for who is not."""
         browser = self._browser()
-        return self._account(browser) if browser is not None else self._sign_in_page()
+        return await self._account(browser) if browser is not None else self._sign_in_page()
 
     def _sign_in_page(self, key: str = "", error: HyphaError | None = None, name: str = "") -> Response:
         problem, status = (None, 200) if error is None else (str(error), error.status)
@@ -128,7 +128,7 @@ class _Desk:
         question = asked(attempt, self._broker.now() - attempt.since)
         return document("Let a program in?", pages.allow(to_root(), browser, key, *question))
 
-    def _account(self, browser: SignedIn, done: str | None = None) -> Response:
+    async def _account(self, browser: SignedIn, done: str | None = None) -> Response:
         accounts, account = self._people.accounts, browser.account
         content = pages.account(
             to_root(),
@@ -136,10 +136,10 @@ class _Desk:
             browser,
             self._broker.clock(),
             accounts.browsers_of(account),
-            self._workspaces(browser),
+            await self._workspaces(browser),
             self._people.tokens.of(account),
             self._people.shares.of(account),
-            accounts.everybody() if account.is_admin else [],
+            self._crowd(account),
             done,
         )
         return document(account.name, content)
@@ -188,7 +188,7 @@ class _Desk:
         browser, form = await self._form()
         old, new = form.get("old", ""), form.get("new", "")
         await self._people.accounts.change_password(browser, old, new, request.remote_addr)
-        return self._account(browser, "The password is changed.")
+        return await self._account(browser, "The password is changed.")
 
     async def make_token(self) -> Response:
         """A new token, on a page of its own."""
@@ -204,7 +204,7 @@ class _Desk:
         """One token less."""
         browser, form = await self._form()
         await self._people.tokens.revoke(browser.account, form.get("id", ""))
-        return self._account(browser, "The token is revoked: nobody comes in with it any more.")
+        return await self._account(browser, "The token is revoked: nobody comes in with it any more.")
 
     async def share(self) -> Response:
         """A link to a service."""
@@ -222,7 +222,7 @@ class _Desk:
         """One link less."""
         browser, form = await self._form()
         await self._people.shares.revoke(browser.account, form.get("id", ""))
-        return self._account(browser, "The link is revoked: nobody can call with it any more.")
+        return await self._account(browser, "The link is revoked: nobody can call with it any more.")
 
     async def invite(self) -> Response:
         """A link with which somebody makes an account."""
@@ -244,7 +244,7 @@ class _Desk:
         """One account less."""
         browser, form = await self._form()
         removed = await self._people.remove(browser.account, form.get("id", ""))
-        return self._account(browser, f"{removed.name} has no account here any more.")
+        return await self._account(browser, f"{removed.name} has no account here any more.")
 
     async def allowed(self) -> Response:
         """Give the program that waits a token."""
@@ -292,12 +292,19 @@ class _Desk:
             raise NotFound("no program waits here any more; start the login again in your program")
         return attempt
 
-    def _workspaces(self, browser: SignedIn) -> list[tuple[Workspace, Level]]:
+    async def _workspaces(self, browser: SignedIn) -> list[tuple[Workspace, Level]]:
         """Those that the account has a part in; its own first. Being everywhere as administrator is no part."""
         user = browser.account.as_member
-        levels = ((place, level_in(user, place)) for place in self._broker.registry.workspaces.values())
-        found = [(place, level) for place, level in levels if level is not Level.NONE]
+        found = [item async for item in self._broker.administration.belonging(user)]
         return sorted(found, key=lambda item: (item[0].name != user.id, item[0].name))
+
+    def _crowd(self, account: Account) -> pages.Crowd | None:
+        """The people whom an administrator has asked for."""
+        if not account.is_admin:
+            return None
+        wanted = request.args.get("find", "")
+        found = self._people.accounts.search(wanted)
+        return pages.Crowd(wanted, found[: pages.PEOPLE_SHOWN], len(found), len(self._people.accounts))
 
     def _level(self, browser: SignedIn, workspace: str | None) -> str:
         if workspace is None:

@@ -22,6 +22,7 @@ from hypha.broker.issuing import issue, scopes
 from hypha.broker.registry import Workspace
 from hypha.config import KIB
 from hypha.errors import InvalidArgument, NotAuthenticated, PermissionDenied, UnsupportedContent
+from hypha.web.bearer import principal_of
 from hypha.web.bodies import parse_json
 from hypha.web.http import JSON, bearer_token
 from hypha.web.listing import entries, hidden
@@ -67,10 +68,10 @@ class _Asker:
     """Who sends the request that is handled now. Raises :class:`NotAuthenticated` for a bad token."""
 
     def __init__(self, broker: Broker) -> None:
-        token = bearer_token(cast(HTTPScope, request.scope))
+        scope = cast(HTTPScope, request.scope)
         self.broker = broker
-        self.principal: Principal = broker.authenticate(token)
-        self.has_token = token is not None
+        self.principal: Principal = principal_of(broker, scope)
+        self.has_token = bearer_token(scope) is not None
         self.administration: Administration = broker.administration
 
     def sees(self, workspace: str) -> Workspace:

@@ -17,6 +17,7 @@ from hypha.broker.broker import Broker
 from hypha.broker.session import PeerSession
 from hypha.errors import HyphaError, NotAuthenticated, NotFound
 from hypha.web.app_socket import serve_socket
+from hypha.web.bearer import count_bad_token
 from hypha.web.exchange import serve_request
 from hypha.web.functions import call_function
 from hypha.web.http import BodyRoom, basic_password, bearer_token, credentials, send_error
@@ -113,13 +114,14 @@ class Apps:
     def _identify(self, scope: HTTPScope | WebsocketScope) -> tuple[Principal, NotAuthenticated | None]:
         """Who asks. For what is no token of such a server it is nobody, with the error for where that is not enough.
 
-        Raises :class:`NotAuthenticated` for a token that is not good any more.
+        Raises :class:`NotAuthenticated` for a token that is not good any more, and :class:`LimitExceeded` for too many.
         """
         try:
             return self._broker.authenticate(bearer_token(scope)), None
         except NotAuthenticated as error:
             scheme, given = credentials(scope)
             if not self._broker.tokens.is_foreign(basic_password(given) if scheme == "basic" else given):
+                count_bad_token(self._broker, scope)
                 raise
             return self._broker.authenticate(None), error
 

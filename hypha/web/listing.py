@@ -18,7 +18,8 @@ from hypha.broker.own import Visit
 from hypha.broker.registry import Workspace
 from hypha.broker.session import Service
 from hypha.errors import NotAcceptable, NotFound
-from hypha.web.http import base_url, bearer_token
+from hypha.web.bearer import principal_of
+from hypha.web.http import base_url
 from hypha.web.lookup import Target, fetch, find, resolve
 from hypha.wire import values
 from hypha.wire.address import PUBLIC_WORKSPACE
@@ -38,7 +39,7 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
 
     def asker() -> tuple[Broker, Principal]:
         broker = broker_of()
-        return broker, broker.authenticate(bearer_token(cast(HTTPScope, request.scope)))
+        return broker, principal_of(broker, cast(HTTPScope, request.scope))
 
     @app.get("/workspaces")
     async def workspaces() -> Response:

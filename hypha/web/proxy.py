@@ -20,13 +20,13 @@ from hypha.broker.own import Visit
 from hypha.broker.session import PeerSession, Service
 from hypha.errors import CallTimeout, HyphaError, PermissionDenied, RemoteError, internal_error
 from hypha.web.arguments import Arguments, read_arguments
+from hypha.web.bearer import principal_of
 from hypha.web.http import (
     JSON,
     MSGPACK,
     BodyRoom,
     RoomForOne,
     base_url,
-    bearer_token,
     cancel_when_gone,
     header,
     media_type,
@@ -90,7 +90,7 @@ class Proxy:
         as_msgpack = _wants_msgpack(scope)
         async with trio.open_nursery() as nursery:
             try:
-                principal = self._broker.authenticate(bearer_token(scope)) if entry is None else entry.principal
+                principal = principal_of(self._broker, scope) if entry is None else entry.principal
                 arguments = await read_arguments(scope, room, self._broker.limits)
                 nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
                 service, caller = await find(self._broker, target, principal, arguments.mode)

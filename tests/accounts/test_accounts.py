@@ -21,6 +21,7 @@ from hypha.errors import (
     NotFound,
     PermissionDenied,
 )
+from hypha.wire.calls import encode_value
 from hypha.wire.dialect import MODERN
 from tests.accounts.scene import CHEAP, PASSWORD, Town
 from tests.broker.memory import MemoryTransport
@@ -373,6 +374,20 @@ async def test_accounts_invitations_and_browsers_outlive_a_kill(town: Town) -> N
     bob = await later.people.accounts.join(invitation, "bob", PASSWORD)
     assert bob.email == "bob@lab.example"
     assert [person.name for person in later.people.accounts.everybody()] == ["ada", "bob"]
+
+
+async def test_records_of_another_form_are_left_alone(town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    owner = await town.owner()
+    await town.people.accounts.sign_in("ada", PASSWORD, None)
+    await town.people.shares.share(owner, "x", 60, owner.id, "model")
+    others = {"account": {"id": "of a later version"}, "invitation": [], "browser": ["x"], "share": {}}
+    before = {(kind, "other"): encode_value(value) for kind, value in others.items()}
+    town.disk.records.update(before)
+    later = town.killed().people
+    assert later.accounts.everybody() == [later.accounts.get(owner.id)]
+    assert (later.accounts.browsers_of(owner), len(later.shares.of(owner))) == (1, 1)
+    assert caplog.text.count("is of another form and is left alone") == len(others)
+    assert before.items() <= town.disk.records.items()
 
 
 async def test_no_secret_is_kept_or_logged(town: Town, caplog: pytest.LogCaptureFixture) -> None:

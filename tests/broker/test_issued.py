@@ -33,6 +33,8 @@ async def test_a_token_is_listed_until_it_is_revoked_by_its_id(live: Scene, owne
         "client_id": "c",
         "issued_at": EPOCH,
         "expires_at": EPOCH + 100,
+        "label": None,
+        "last_used": EPOCH,
     }
     assert second["issued_by"] == guest.session.principal.id
     assert token not in str(await ask(owner, "list_tokens"))
@@ -74,8 +76,8 @@ async def test_who_administers_sees_all_and_others_what_comes_from_them(live: Sc
     assert "both" not in {item["user"] for item in await ask(admin, "list_tokens")}
 
 
-def token(name: str, account: str, seconds: float = 10) -> IssuedToken:
-    return IssuedToken(name, Principal(account, False, grants={"lab": Level.READ}), EPOCH, EPOCH + seconds)
+def token(name: str, account: str, seconds: float = 10, label: str | None = None) -> IssuedToken:
+    return IssuedToken(name, Principal(account, False, grants={"lab": Level.READ}), EPOCH, EPOCH + seconds, label)
 
 
 def test_the_listed_tokens_are_bounded_exactly() -> None:
@@ -101,6 +103,20 @@ def test_who_has_the_most_makes_room_for_others() -> None:
         issued.discard(name)
     issued.add(token("again", "one"))
     assert [item.id for item in issued.of("lab")] == ["again"]
+
+
+def test_tokens_with_labels_stay_whatever_is_issued_through_them() -> None:
+    issued = Issued(Limits(listed_tokens=4, listed_tokens_per_principal=2))
+    for number in range(5):
+        issued.add(token(f"kept-{number}", "one", label=f"label {number}"))
+        issued.add(token(f"other-{number}", "one"))
+        issued.add(token(f"stranger-{number}", f"stranger-{number}"))
+    assert [item.id for item in issued.labelled("one")] == [f"kept-{number}" for number in range(5)]
+    assert sum(item.label is None for item in issued.of("lab")) == 4
+    for number in range(5):
+        issued.discard(f"kept-{number}")
+    assert list(issued.labelled("one")) == []
+    assert len(issued) == 4
 
 
 def test_tokens_that_live_for_long_leave_nothing_when_they_are_forgotten() -> None:

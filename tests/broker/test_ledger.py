@@ -350,6 +350,7 @@ async def test_tokens_that_were_issued_are_listed_after_a_restart(kept: Scene, a
     owner = kept.join("lab/a", principal=OWNER)
     await owner.ask("generate_token", {"scopes": ["lab"], "expires_in": 1000})
     before = kept.broker
+    before.tokens.issued.write_down()
     listed = before.tokens.listed("lab")
     assert listed
     after = restarted(kept).broker

@@ -104,6 +104,11 @@ async def test_from_the_printed_link_to_programs_of_both_generations_over_a_kill
                 assert (await client.get(call)).status_code == 404
                 answer = await client.get(call, headers={"Authorization": f"Bearer {token}"})
                 assert (answer.status_code, answer.json()["id"]) == (200, owner)
+                door = f"{url}/{owner}/services/door/open_door"
+                refused = await client.get(door)
+                assert (refused.status_code, "for friends" in refused.json()["detail"]) == (500, True)
+                let_in = await client.get(door, headers={"Authorization": f"Bearer {token}"})
+                assert (let_in.status_code, let_in.json()) == (200, "open")
                 await page.go(f"{url}/account")
                 await page.leave("document.querySelector('form[action$=revoke] button').click()")
                 assert "The token is revoked" in await text_of(page)

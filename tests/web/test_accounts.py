@@ -10,7 +10,7 @@ from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urlencode, urljoin
 
 import pytest
 import trio
@@ -214,6 +214,26 @@ async def test_a_guest_is_invited_and_is_no_administrator(chrome: Chrome) -> Non
     fields = {"link": taken.partition("link=")[2], "name": "BOB", "password": PASSWORD}
     again = await Chrome(chrome.stack).post("/account/join", fields)
     assert (again.status, alert(again)) == (409, "This name is taken; choose another.")
+
+
+async def test_one_of_many_people_is_found(chrome: Chrome) -> None:
+    accounts = people_of(chrome.stack).accounts
+    (owner,) = accounts.everybody()
+    page = (await chrome.get("/account")).body.decode()
+    assert ('name="find"' in page, "Invite" in page or "invitation link" in page) == (False, True)
+    for number in range(120):
+        secret = await accounts.invite(owner, f"p{number}@lab.example")
+        await accounts.join(secret, f"Guest-{number}", PASSWORD)
+    page = (await chrome.get("/account")).body.decode()
+    assert "(100 of 121 are shown)" in page
+    assert page.count("Remove with all that is theirs") == 99  # not oneself
+    for wanted in ("guest-117", "P117@lab", " 117 "):
+        found = (await chrome.get(f"/account?{urlencode({'find': wanted})}")).body.decode()
+        assert "(1 found)" in found
+        assert "Guest-117" in found
+        assert found.count("Remove with all that is theirs") == 1
+    odd = (await chrome.get("/account?find=%3Cb%3E")).body.decode()
+    assert ("(0 found)" in odd, "<b>x" in odd, 'value="&lt;b&gt;"' in odd) == (True, False, True)
 
 
 async def test_another_password_by_a_link_and_removing(chrome: Chrome) -> None:

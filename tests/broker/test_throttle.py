@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hypha.accounts.throttle import KEYS, Throttle, place
+from hypha.broker.throttle import KEYS, Throttle, place
 from hypha.errors import LimitExceeded
 
 

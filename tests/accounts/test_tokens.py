@@ -70,13 +70,13 @@ async def test_tokens_are_listed_by_their_ids_with_their_last_use(town: Town) ->
     owner = await town.owner()
     text = await town.people.tokens.issue(owner, " microscope ", 3600)
     (item,) = town.people.tokens.of(owner)
-    assert (item.label, item.since, item.until, item.used) == ("microscope", EPOCH, EPOCH + 3600, None)
+    assert (item.label, item.issued_at, item.expires_at, item.last_used) == ("microscope", EPOCH, EPOCH + 3600, None)
     assert item.id in town.broker.tokens.verify(text).tokens
     town.later = 100
     child = town.broker.tokens.issue(town.broker.tokens.verify(text), expires_in=600)
     town.later = 200
     town.broker.authenticate(child)  # used through another one that came from it
-    assert item.used == EPOCH + 200
+    assert item.last_used == EPOCH + 200
     await town.people.tokens.issue(owner, "second", 3600)
     assert [item.label for item in town.people.tokens.of(owner)] == ["second", "microscope"]
     assert town.people.tokens.of(await town.guest(owner)) == []
@@ -116,16 +116,29 @@ async def test_tokens_their_uses_and_their_ends_outlive_a_kill(town: Town) -> No
     text, other = [await town.people.tokens.issue(owner, label, 3600) for label in "ab"]
     town.later = 50
     town.broker.authenticate(text)
-    town.people.sweep(0.0)
     await town.people.tokens.revoke(owner, town.people.tokens.of(owner)[0].id)
     later = town.killed()
     account = later.people.accounts.get(owner.id)
     assert account is not None
     (item,) = later.people.tokens.of(account)
-    assert (item.label, item.used) == ("a", EPOCH + 50)
+    assert (item.label, item.last_used) == ("a", EPOCH + 50)
     assert later.broker.authenticate(text).id == owner.id
     with pytest.raises(HyphaError, match="revoked"):
         later.broker.authenticate(other)
+
+
+@pytest.mark.parametrize(("swept", "kept"), [(False, 50), (True, 60)])
+async def test_the_first_use_is_kept_at_once_and_later_ones_now_and_then(town: Town, swept: bool, kept: int) -> None:
+    owner = await town.owner()
+    text = await town.people.tokens.issue(owner, "x", 3600)
+    for town.later in (50, 60):
+        town.broker.authenticate(text)
+    if swept:
+        town.broker.sweep()
+    await town.broker.records.kept()
+    later = town.killed()
+    (item,) = later.people.tokens.of(owner)
+    assert item.last_used == EPOCH + kept
 
 
 async def test_the_tokens_of_an_account_are_bounded_exactly_and_expired_ones_are_forgotten(
@@ -138,5 +151,6 @@ async def test_the_tokens_of_an_account_are_bounded_exactly_and_expired_ones_are
         await town.people.tokens.issue(owner, "b", 60)
     town.later = 60
     await town.people.tokens.issue(owner, "b", 60)
-    town.people.tokens.sweep()
-    assert [item.label for item in town.people.tokens._tokens.values()] == ["b"]
+    town.later = 61
+    town.broker.sweep()
+    assert [item.label for item in town.broker.tokens.issued.labelled(owner.id)] == ["b"]
