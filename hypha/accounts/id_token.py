@@ -9,11 +9,14 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jwt
 
 from hypha.errors import PeerGone, PermissionDenied
+
+if TYPE_CHECKING:
+    from jwt.types import Options
 
 #: Algorithms by the kind of key, and for curves by the curve. No shared secret is among them: with one, whoever knows
 #: what everybody may know could sign.
@@ -25,6 +28,17 @@ _ALGORITHMS = {
     "Ed25519": frozenset({"EdDSA"}),
 }
 ALGORITHMS = frozenset().union(*_ALGORITHMS.values())
+
+#: Times and the rest are checked with the server's own clock, and with words for each.
+_CHECKED_HERE: Options = {
+    "verify_exp": False,
+    "verify_iat": False,
+    "verify_nbf": False,
+    "verify_aud": False,
+    "verify_iss": False,
+    "verify_sub": False,
+    "verify_jti": False,
+}
 
 _CLOCK_SKEW = 30  # seconds
 _MAX_SUBJECT = 255  # characters, as the standard says
@@ -70,24 +84,17 @@ def _signed(token: str, keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         algorithm = header["alg"]
         if algorithm not in ALGORITHMS or "crit" in header:
             raise _bad("it is signed in a way that is not accepted")
+        # The key is for the algorithm that the token names, and for no other one.
         key = jwt.PyJWK(dict(_key_for(header.get("kid"), algorithm, keys)), algorithm=algorithm)
-        if getattr(key.key, "key_size", _MIN_RSA_BITS) < _MIN_RSA_BITS and key.key_type == "RSA":
+        if key.key_type == "RSA" and key.key.key_size < _MIN_RSA_BITS:
             raise _bad("its key is too short")
-        # Times and the rest are checked here: with the server's own clock, and with words for each.
-        return jwt.decode(
-            token,
-            key.key,
-            # Which of them, the key has decided.
-            algorithms=["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"],
-            options={
-                "verify_exp": False,
-                "verify_iat": False,
-                "verify_nbf": False,
-                "verify_aud": False,
-                "verify_iss": False,
-                "verify_sub": False,
-                "verify_jti": False,
-            },
+        return dict(
+            jwt.decode(
+                token,
+                key,
+                algorithms=["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"],
+                options=_CHECKED_HERE,
+            )
         )
     except (jwt.PyJWTError, ValueError, TypeError, KeyError) as error:
         raise _bad("its signature does not hold") from error

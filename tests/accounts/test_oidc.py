@@ -282,6 +282,8 @@ async def test_without_a_password_none_is_right(lab: Lab) -> None:
             await accounts.sign_in("ada", password, HERE)
     link = await accounts.offer_password(owner, account.id)
     assert isinstance(await refusal(lab, link=link), NotFound)  # which makes no account
+    with pytest.raises(NotFound, match="has an account already"):
+        await accounts.join_as((lab.there.issuer, "bob-1"), "bob", None, link)
     await accounts.renew(link, PASSWORD)
     await accounts.sign_in("ada", PASSWORD, HERE)
     assert (await lab.come()).account is account
