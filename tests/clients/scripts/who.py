@@ -18,17 +18,17 @@ def who(context: Any = None) -> dict[str, Any]:
     return dict(context["user"])
 
 
-def open_door(context: Any = None) -> str:
-    """Let in who has a certain address."""
-    if context["user"]["email"] != "ada@lab.example":
-        raise PermissionError("this door opens for friends")
-    return "open"
-
-
 async def main(url: str, token: str, *rest: str) -> None:
     async with connected(url, token=token) as server:
         config = {"visibility": "protected", "require_context": True}
         await server.register_service({"id": "who", "name": "Who", "config": config, "who": who})
+
+        def open_door(context: Any = None) -> str:
+            """Let in whose workspace this is."""
+            if context["user"]["id"] != server.config.workspace:
+                raise PermissionError("this door opens for friends")
+            return "open"
+
         config = {"visibility": "public", "require_context": True}
         await server.register_service({"id": "door", "name": "Door", "config": config, "open_door": open_door})
         service = await server.get_service("who")
