@@ -26,6 +26,7 @@ STYLE = """
   .two { align-items: end; }
   input, select, textarea, button, a.button { font: inherit; padding: .55rem .75rem; border: 1px solid var(--line);
     border-radius: .4rem; box-sizing: border-box; color: inherit; background: Canvas; }
+  input, select { min-height: 2.75rem; }
   form.tall input, form.tall select, textarea { display: block; width: 100%; margin-top: .25rem; }
   button, a.button { cursor: pointer; font-weight: 600; }
   button.main, a.button { background: var(--mark); border-color: var(--mark); color: Canvas; }

@@ -27,7 +27,7 @@ from hypha.wire import values
 
 _PATIENCE = 10.0  # seconds for a provider to say what it offers
 AWAY = "this is not offered now: its program is not connected, or has no such function; try again later"
-_SHOWN = 50  # functions on a page
+_SHOWN = 50  # functions on a page, and characters of a default
 
 #: Answers before which no call was made.
 _UNCOUNTED = "[400, 404, 413, 415, 429]"
@@ -208,8 +208,14 @@ def _form(address: str, link: str, name: str, known: dict[str, Any] | None, need
 <pre>{escape(f"curl {address}/{quote(name, safe='')}{example}")}</pre>"""
 
 
-#: What stands for a value of a type, as JSON schema names them.
-_EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}
+#: What stands for a value of a type, as JSON schema names them, and as hypha-rpc does that finds no pydantic.
+_EXAMPLES: dict[str, Any] = {
+    **dict.fromkeys(("integer", "int"), 1),
+    **dict.fromkeys(("number", "float"), 1.5),
+    **dict.fromkeys(("boolean", "bool"), True),
+    **dict.fromkeys(("array", "list"), []),
+    **dict.fromkeys(("object", "dict"), {}),
+}
 
 
 def _type(schema: object) -> str:
@@ -223,8 +229,11 @@ def _field(name: str, schema: object, needed: bool) -> str:
     notes = [kind if kind in _EXAMPLES else "", told[:300] if isinstance(told, str) else ""]
     note = "; ".join(part for part in notes if part)
     small = f" <small>({escape(note)})</small>" if note else ""
-    must = " required" if needed else ""
-    return f'<label>{escape(name)}{small}\n<input name="{escape(name)}" autocomplete="off"{must}></label>'
+    more = " required" if needed else ""
+    default = schema.get("default") if isinstance(schema, dict) else None
+    if isinstance(default, str | int | float):
+        more += f' placeholder="{escape(str(default)[:_SHOWN])}"'
+    return f'<label>{escape(name)}{small}\n<input name="{escape(name)}" autocomplete="off"{more}></label>'
 
 
 def _quoted(text: str) -> str:

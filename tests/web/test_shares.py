@@ -29,7 +29,7 @@ SCHEMA = {
                 "type": "object",
                 "properties": {
                     "name": {"type": "string", "description": "<whom>"},
-                    "times": {"type": "integer"},
+                    "times": {"type": "int", "default": 3},
                 },
                 "required": ["name"],
             },
@@ -207,7 +207,7 @@ async def test_the_page_has_a_form_for_each_function_and_runs_nothing_of_others(
     for text in ("<b>says", "<i>you", "A <model>", "<whom>"):
         assert text not in page
     assert 'name <small>(&lt;whom&gt;)</small>\n<input name="name" autocomplete="off" required>' in page
-    assert 'times <small>(integer)</small>\n<input name="times" autocomplete="off">' in page
+    assert 'times <small>(int)</small>\n<input name="times" autocomplete="off" placeholder="3">' in page
     assert "-d &#x27;{&quot;name&quot;: &quot;...&quot;, &quot;times&quot;: 1}&#x27;" in page
     assert page.count('name="_args"') == 1  # of the function that has told nothing of its parameters
     assert f"curl {ORIGIN}{link}/hello" in page
