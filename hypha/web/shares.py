@@ -209,13 +209,8 @@ def _form(address: str, link: str, name: str, known: dict[str, Any] | None, need
 
 
 #: What stands for a value of a type, as JSON schema names them, and as hypha-rpc does that finds no pydantic.
-_EXAMPLES: dict[str, Any] = {
-    **dict.fromkeys(("integer", "int"), 1),
-    **dict.fromkeys(("number", "float"), 1.5),
-    **dict.fromkeys(("boolean", "bool"), True),
-    **dict.fromkeys(("array", "list"), []),
-    **dict.fromkeys(("object", "dict"), {}),
-}
+_EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
+_EXAMPLES |= {"int": 1, "float": 1.5, "bool": True, "list": [], "dict": {}}
 
 
 def _type(schema: object) -> str:
