@@ -18,7 +18,7 @@ from hypha.broker.access import Principal
 from hypha.broker.broker import Broker
 from hypha.broker.own import Visit
 from hypha.broker.session import PeerSession, Service
-from hypha.errors import CallTimeout, HyphaError, PermissionDenied, RemoteError, internal_error
+from hypha.errors import CallTimeout, HyphaError, NotFound, PermissionDenied, RemoteError, internal_error
 from hypha.web.arguments import Arguments, read_arguments
 from hypha.web.bearer import principal_of
 from hypha.web.http import (
@@ -50,7 +50,10 @@ class Entry(Protocol):
         """As whom it calls."""
 
     async def spend(self) -> None:
-        """Count the call that is about to be made. Raises :class:`LimitExceeded` when it must not be."""
+        """Count the call that is about to be made. Raises what says why it must not be."""
+
+    def require_valid(self) -> None:
+        """Raise :class:`NotFound` when it has ended meanwhile."""
 
 
 class Proxy:
@@ -95,11 +98,19 @@ class Proxy:
                 nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
                 service, caller = await find(self._broker, target, principal, arguments.mode)
                 if entry is not None:
+                    _require_peer(service)
                     await entry.spend()
                 value = await self._call(service, target.keys, caller, arguments, base_url(scope, scope["root_path"]))
                 encode = encode_value if as_msgpack else self._json
                 if isinstance(service.session, PeerSession) and values.is_generator(value):
-                    source = items(self._broker, service.session, value, caller, arguments.patience)
+                    source = items(
+                        self._broker,
+                        service.session,
+                        value,
+                        caller,
+                        arguments.patience,
+                        (lambda: None) if entry is None else entry.require_valid,
+                    )
                     await send_stream(source, send, encode, as_msgpack=as_msgpack)
                 else:
                     await send_response(send, 200, MSGPACK if as_msgpack else JSON, encode(value))
@@ -137,6 +148,12 @@ class Proxy:
     def _json(self, value: Any) -> bytes:
         plain = values.to_json(value, self._broker.limits.json_array_bytes)
         return json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
+
+
+def _require_peer(service: Service) -> None:
+    """Services of the server's own give out more than one call. Raises :class:`NotFound`."""
+    if not isinstance(service.session, PeerSession):
+        raise NotFound("services of the server's own are not called with a link")
 
 
 def _wants_msgpack(scope: HTTPScope) -> bool:

@@ -84,6 +84,9 @@ class _Entry:
     async def spend(self) -> None:
         await self.people.shares.spend(self.share)
 
+    def require_valid(self) -> None:
+        self.people.shares.require_valid(self.share)
+
 
 class SharedCalls:
     """Answers the requests that :func:`parse_share_path` recognises."""
