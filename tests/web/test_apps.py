@@ -127,6 +127,15 @@ async def test_an_application_answers(autojump_clock: MockClock, place: Place) -
     assert not await left_over(place)
 
 
+async def test_headers_make_no_function_of_what_a_function_is_given(autojump_clock: MockClock, place: Place) -> None:
+    async def index(event: dict[str, Any]) -> dict[str, Any]:
+        return {"body": ",".join(event["headers"])}
+
+    await place.offer_functions(index=index)
+    headers = {"_rtype": "method", "_rtarget": "ws/other", "_rmethod": "services.x.erase", "_rintf": "1", "X-One": "1"}
+    assert (await place.get(headers=headers)).body == b"host,_rtarget,_rmethod,x-one"
+
+
 @pytest.mark.parametrize("base", ["", "/lab", "/a/b"])
 async def test_what_an_application_is_told(tmp_path: Path, autojump_clock: MockClock, base: str) -> None:
     scopes: list[Scope] = []
