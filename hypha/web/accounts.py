@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import cast
 from urllib.parse import urlencode
 
-from hypercorn.typing import HTTPScope
 from quart import Response, redirect, request
 from quart_trio import QuartTrio
 from werkzeug.datastructures import MultiDict
@@ -27,8 +25,16 @@ from hypha.broker.registry import Workspace
 from hypha.errors import HyphaError, InvalidArgument, NotAuthenticated, NotFound, PermissionDenied
 from hypha.web import account_pages as pages
 from hypha.web.document import document, sentence
-from hypha.web.forms import COOKIE, is_secure, require_navigation, sent_form, set_cookie, to_root
-from hypha.web.http import base_url
+from hypha.web.forms import (
+    cookie_name,
+    cookie_of,
+    is_secure,
+    own_url,
+    require_navigation,
+    sent_form,
+    set_cookie,
+    to_root,
+)
 from hypha.web.login import asked
 
 Page = Callable[[], Awaitable[Response]]
@@ -180,7 +186,8 @@ class _Desk:
         browser, _ = await self._form()
         await self._people.accounts.sign_out(browser)
         answer = document("Signed out", pages.message(to_root(), "Signed out", _SIGNED_OUT))
-        answer.delete_cookie(COOKIE, path=None, httponly=True, samesite="Lax", secure=is_secure())
+        name = cookie_name(self._broker, "account")
+        answer.delete_cookie(name, path=None, httponly=True, samesite="Lax", secure=is_secure())
         return answer
 
     async def change_password(self) -> Response:
@@ -274,12 +281,12 @@ class _Desk:
     def _browser(self) -> SignedIn | None:
         """Who asks for a page."""
         require_navigation()
-        return self._people.accounts.signed_in(request.cookies.get(COOKIE))
+        return self._people.accounts.signed_in(cookie_of(cookie_name(self._broker, "account")))
 
     async def _form(self) -> tuple[SignedIn, dict[str, str]]:
         """Who has sent a form, and what. Raises :class:`NotAuthenticated` and :class:`PermissionDenied`."""
         form = await sent_form(self._broker.config.public_base_url)
-        return sender(self._people, form), form.to_dict()
+        return sender(self._broker, self._people, form), form.to_dict()
 
     def _provider(self) -> str | None:
         """What people read of the provider at which they can sign in, too."""
@@ -320,21 +327,17 @@ class _Desk:
 
     def _with_cookie(self, answer: Response, secret: str) -> Response:
         # Without a path it is for the directory of this address, as the browser sees it: right behind every proxy.
-        return set_cookie(answer, COOKIE, secret, self._broker.limits.browser_seconds, secure=is_secure())
+        name, seconds = cookie_name(self._broker, "account"), self._broker.limits.browser_seconds
+        return set_cookie(answer, name, secret, seconds, secure=is_secure())
 
 
-def sender(people: People, form: MultiDict[str, str]) -> SignedIn:
+def sender(broker: Broker, people: People, form: MultiDict[str, str]) -> SignedIn:
     """Who is signed in where *form* comes from. Raises :class:`NotAuthenticated` and :class:`PermissionDenied`."""
-    browser = people.accounts.signed_in(request.cookies.get(COOKIE))
+    browser = people.accounts.signed_in(cookie_of(cookie_name(broker, "account")))
     if browser is None:
         raise NotAuthenticated("you are not signed in any more; open your account again")
     people.accounts.check_form(browser, form.get("form", ""))
     return browser
-
-
-def own_url(broker: Broker) -> str:
-    """The address of the server, as it was told or as this browser has reached it."""
-    return broker.config.public_base_url or base_url(cast(HTTPScope, request.scope), request.root_path)
 
 
 def to_page(place: str, key: str = "") -> Response:

@@ -33,9 +33,9 @@ _RESERVED = frozenset(
     | {b"nel", b"report-to", b"accept-ch", b"critical-ch", b"set-login", b"origin-agent-cluster", b"use-as-dictionary"}
     | {b"secure-session-registration", b"sec-session-registration"}
 )
-#: With this an opener policy differs from that of our own pages, so that their windows stay apart. Each browser that
-#: knows opener policies has learnt it with them (Chrome 83, Firefox 79, Safari 15.2). ``credentialless`` came later, and
-#: Safari does not know it: there such a page has the same policy as ours.
+#: With this an opener policy differs from that of our own pages, so that their windows stay apart. Each browser has
+#: learnt both in the same version (Chrome 83, Firefox 79, Safari 15.2). ``credentialless`` came later, and not to all:
+#: where it is not known such a page has the same policy as ours.
 _ISOLATING = b"require-corp"
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
