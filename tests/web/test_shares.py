@@ -291,3 +291,19 @@ async def test_a_stream_ends_with_its_link(lab: Lab) -> None:
     assert b"data: 3" in answer.body
     assert b"this link has ended" in answer.body
     assert made == 3
+
+
+@pytest.mark.parametrize("key", [1, None, b"x"])
+async def test_what_a_program_says_of_its_functions_may_be_anything(lab: Lab, key: Any) -> None:
+    registry = lab.stack.broker.registry
+    known = {"properties": {key: {"type": "string"}, "name": {}}}
+    schema = {"hello": {"type": "function", "function": {"parameters": known}}}
+    session = registry.peers[lab.provider.name]
+    registry.register(session, Registration("model", "m", "t", {"visibility": "protected"}, "d", schema=schema))
+    page = await http(lab.stack, await lab.share())
+    assert (page.status, page.body.count(b"<input")) == (200, 1)
+
+
+async def test_the_address_of_a_page_stays_with_it(lab: Lab) -> None:
+    for path in (await lab.share(), "/share/nonsense"):
+        assert (await http(lab.stack, path)).headers["referrer-policy"] == "no-referrer"
