@@ -15,6 +15,7 @@ from hypha.accounts.accounts import Accounts
 from hypha.accounts.owned import Owned
 from hypha.broker.access import Action, Level, Principal, may
 from hypha.broker.issuing import granted_by
+from hypha.broker.session import PeerSession
 from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDenied
 from hypha.wire.address import check_name
 
@@ -33,7 +34,7 @@ class Share:
     """A link of an account to *service* in *workspace*. *mark*: what is kept of its secret; *id*: names it in lists.
 
     *function*: the only one; None for all. *calls*: how many there may be; None for any number. Times in seconds since
-    the epoch.
+    the epoch. *identity*: what tells the workspace from others of its name.
     """
 
     mark: str
@@ -48,6 +49,12 @@ class Share:
     until: float
     used: int = 0
     last: float | None = None
+    identity: str = ""
+
+    @property
+    def user(self) -> str:
+        """The id of whoever calls with it, by which it can be blocked, too."""
+        return f"share-{self.id}"
 
 
 class Shares:
@@ -80,14 +87,15 @@ class Shares:
     ) -> str:
         """The secret of a new link, which is shown this once.
 
-        Raises :class:`PermissionDenied` for a workspace that *account* may not change, :class:`InvalidArgument` and
-        :class:`LimitExceeded`.
+        Raises :class:`PermissionDenied` for a workspace that *account* may not change and for services of the server's
+        own, :class:`InvalidArgument` and :class:`LimitExceeded`.
         """
         if not 0 < len(label.strip()) <= _MAX_LABEL:
             raise InvalidArgument(f"say in 1 to {_MAX_LABEL} characters whom the link is for")
         if calls is not None and not 0 < calls <= MAX_CALLS:
             raise InvalidArgument(f"the number of calls is from 1 to {MAX_CALLS}")
         check_name("service", service)
+        self._require_of_a_client(workspace, service)
         if len(self.of(account)) >= self._broker.limits.shares_per_account:
             raise LimitExceeded(f"shares_per_account = {self._broker.limits.shares_per_account}; revoke some first")
         self._require_rights(account, workspace)
@@ -103,6 +111,7 @@ class Shares:
             calls,
             now,
             now + seconds,
+            identity=self._broker.registry.workspaces[workspace].identity,
         )
         self._shares.add(item.mark, item)
         self._keep(item, firm=True)
@@ -115,26 +124,34 @@ class Shares:
         One answer, :class:`NotFound`, for what never was, has ended, was revoked, or whose account has lost its rights.
         """
         item = self._shares.get(mark_of(secret))
-        account = None if item is None else self._accounts.get(item.account)
-        if item is not None and account is not None and item.until > self._broker.clock():
-            try:
-                self._require_rights(account, item.workspace)
-            except PermissionDenied:
-                pass  # as if the link were not there
-            else:
-                return item
-        raise NotFound(_ENDED)
+        if item is None:
+            raise NotFound(_ENDED)
+        self.require_valid(item)
+        return item
+
+    def require_valid(self, item: Share) -> None:
+        """Raise :class:`NotFound` as :meth:`find` does when the link has ended meanwhile.
+
+        It is asked for each item of a stream.
+        """
+        account, place = self._accounts.get(item.account), self._broker.registry.workspaces.get(item.workspace)
+        is_there = self._shares.get(item.mark) is item and item.until > self._broker.clock()
+        if account is None or place is None or not is_there or place.identity != item.identity:
+            raise NotFound(_ENDED)
+        holder = Principal(id=item.user, is_anonymous=True, issuers=(account.id,))
+        if self._broker.tokens.is_revoked(holder) or not self._has_rights(account, item.workspace):
+            raise NotFound(_ENDED)
 
     def principal(self, item: Share) -> Principal:
         """As whom the holders of the link call: somebody unknown, who comes through its account.
 
         Raises :class:`NotFound` as :meth:`find` does.
         """
+        self.require_valid(item)
         account, grants = self._accounts.get(item.account), {item.workspace: Level.READ}
-        if account is None or item.workspace not in self._broker.registry.workspaces:
-            raise NotFound(_ENDED)
+        assert account is not None, "the link is good"
         return Principal(
-            id=f"share-{item.id}",
+            id=item.user,
             is_anonymous=True,
             parent=account.id,
             grants=grants,
@@ -144,13 +161,20 @@ class Shares:
         )
 
     async def spend(self, item: Share) -> None:
-        """One call more. It is counted, and that is kept, before it is made. Raises :class:`LimitExceeded`."""
+        """One call more. It is counted, and that is kept, before it is made.
+
+        Raises :class:`LimitExceeded`, and :class:`NotFound` when the link has ended since it was found.
+        """
+        # No await between the look and the record: what was removed meanwhile would be kept again.
+        self.require_valid(item)
         if item.calls is not None and item.used >= item.calls:
             raise LimitExceeded(f"this link was for {item.calls} calls, which are used up")
         item.used += 1
         item.last = self._broker.clock()
-        self._keep(item)
+        # A link for one call is for one, also when the machine loses its power.
+        self._keep(item, firm=item.calls is not None)
         await self._broker.records.kept()
+        self.require_valid(item)
 
     async def revoke(self, account: Account, share_id: str) -> None:
         """Let a link of *account* be worth nothing from now on. Raises :class:`NotFound`."""
@@ -172,10 +196,18 @@ class Shares:
             self._forget(mark)
 
     def _require_rights(self, account: Account, workspace: str) -> None:
+        if not self._has_rights(account, workspace):
+            raise PermissionDenied(f"only who may change the workspace {workspace} shares what is in it")
+
+    def _has_rights(self, account: Account, workspace: str) -> bool:
         place = self._broker.registry.workspaces.get(workspace)
         blocked = self._broker.tokens.is_revoked(account.principal)
-        if blocked or place is None or not may(account.as_member, Action.WRITE, place).allowed:
-            raise PermissionDenied(f"only who may change the workspace {workspace} shares what is in it")
+        return not blocked and place is not None and may(account.as_member, Action.WRITE, place).allowed
+
+    def _require_of_a_client(self, workspace: str, service: str) -> None:
+        named = self._broker.registry.named(service)
+        if any(item.workspace == workspace and not isinstance(item.session, PeerSession) for item in named):
+            raise PermissionDenied("services of the server's own are not shared")
 
     def _keep(self, item: Share, *, firm: bool = False) -> None:
         self._broker.records.put(SHARE, item.mark, asdict(item), firm=firm)

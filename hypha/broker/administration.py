@@ -194,8 +194,7 @@ class Administration:
         It takes it from the allow list, too. Owners, and what tokens give, are not touched.
         """
         level = Level.parse(permission) if isinstance(permission, str) else None
-        if not isinstance(user, str) or not 0 < len(user) <= _MAX_ENTRY:
-            raise InvalidArgument("the user is an id or an e-mail address")
+        user = _checked_user(user)
         if permission is not None and level is None:
             raise InvalidArgument("permission must be read, read_write or admin, or null for none")
         permissions = {name: given for name, given in place.permissions.items() if name != user}
@@ -313,8 +312,7 @@ class Administration:
 
     def block(self, principal: Principal, user: object, reason: object = None) -> None:
         """Refuse a user, and all that it has issued, from now on; its sessions end at once."""
-        if not isinstance(user, str) or not 0 < len(user) <= _MAX_ENTRY:
-            raise InvalidArgument("the user is an id or an e-mail address")
+        user = _checked_user(user)
         encode_value([user, reason])
         if user in principal.known_as:
             raise InvalidArgument("that is yourself")
@@ -330,13 +328,12 @@ class Administration:
 
     def unblock(self, user: object) -> None:
         """Take that back. Raises :class:`NotFound`."""
-        if not isinstance(user, str) or not self._broker.tokens.unblock(user):
+        if not isinstance(user, str) or not self._broker.tokens.unblock(_written(user)):
             raise NotFound(f"{str(user)[:_MAX_ENTRY]!r} is not blocked")
 
     def set_user_quota(self, account: object, change: object) -> dict[str, int]:
         """Change the quota of a user, and return it."""
-        if not isinstance(account, str) or not 0 < len(account) <= _MAX_ENTRY:
-            raise InvalidArgument("the user is an id or an e-mail address")
+        account = _checked_user(account)
         encode_value(account)
         quota = changed(self._broker.quotas.get(account, {}), change, OF_USERS)
         self._ledger.quota(account, quota)
@@ -363,6 +360,7 @@ def workspace_settings(config: dict[str, Any]) -> dict[str, Any]:
             raise InvalidKey(f"Invalid key: {str(key)[:100]}")
         if key in _LISTS:
             _check_list(key, value)
+            settings[key] = [_written(item) for item in value]
     if "permissions" in settings:
         settings["permissions"] = _permissions(settings["permissions"])
     if settings.get("visibility", "protected") not in ("public", "protected"):
@@ -387,7 +385,22 @@ def _permissions(value: Any) -> dict[str, str]:
     levels = {user: Level.parse(text) if isinstance(text, str) else None for user, text in value.items()}
     if None in levels.values():
         raise InvalidArgument("permissions are read, read_write or admin, for each user")
-    return {user: level.name.lower() for user, level in levels.items() if level is not None}
+    return {_written(user): level.name.lower() for user, level in levels.items() if level is not None}
+
+
+def _written(user: str) -> str:
+    """A user, by id or e-mail address, as lists, blocks and quotas hold it.
+
+    Addresses of accounts are in lower case, however people write them. Ids are as they are, and hold no @.
+    """
+    return user.lower() if "@" in user else user
+
+
+def _checked_user(user: object) -> str:
+    """The same of what may be none. Raises :class:`InvalidArgument`."""
+    if not isinstance(user, str) or not 0 < len(user) <= _MAX_ENTRY:
+        raise InvalidArgument("the user is an id or an e-mail address")
+    return _written(user)
 
 
 def _entry(place: Workspace) -> dict[str, Any]:

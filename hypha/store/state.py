@@ -169,7 +169,7 @@ def _set_aside(path: Path, error: sqlite3.Error) -> None:
         if file.exists():
             file.rename(path.with_name(path.name + suffix + name.removeprefix(path.name)))
     logger.error(
-        "%s cannot be read (%s): kept as %s. Workspaces, revoked tokens and registrations begin anew",
+        "%s cannot be read (%s): kept as %s. Accounts, links, workspaces, revoked tokens and registrations begin anew",
         path,
         error,
         path.name + suffix,

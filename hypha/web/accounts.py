@@ -25,7 +25,8 @@ from hypha.errors import HyphaError, NotFound
 from hypha.web import account_pages as pages
 from hypha.web.document import document, sentence, span
 from hypha.web.forms import (
-    COOKIE,
+    cookie_name,
+    cookie_of,
     is_secure,
     own_url,
     require_navigation,
@@ -179,7 +180,8 @@ class _Desk:
         browser, _ = await self._form()
         await self._people.accounts.sign_out(browser)
         answer = document("Signed out", pages.message(to_root(), "Signed out", _SIGNED_OUT))
-        answer.delete_cookie(COOKIE, path=None, httponly=True, samesite="Lax", secure=is_secure())
+        name = cookie_name(self._broker, "account")
+        answer.delete_cookie(name, path=None, httponly=True, samesite="Lax", secure=is_secure())
         return answer
 
     async def allowed(self) -> Response:
@@ -214,12 +216,12 @@ class _Desk:
     def _browser(self) -> SignedIn | None:
         """Who asks for a page."""
         require_navigation()
-        return self._people.accounts.signed_in(request.cookies.get(COOKIE))
+        return self._people.accounts.signed_in(cookie_of(cookie_name(self._broker, "account")))
 
     async def _form(self) -> tuple[SignedIn, dict[str, str]]:
         """Who has sent a form, and what. Raises :class:`NotAuthenticated` and :class:`PermissionDenied`."""
         form = await sent_form(self._broker.config.public_base_url)
-        return sender(self._people, form), form.to_dict()
+        return sender(self._broker, self._people, form), form.to_dict()
 
     def _provider(self) -> str | None:
         """What people read of the provider at which they can sign in, too."""
@@ -234,7 +236,8 @@ class _Desk:
 
     def _with_cookie(self, answer: Response, secret: str) -> Response:
         # Without a path it is for the directory of this address, as the browser sees it: right behind every proxy.
-        return set_cookie(answer, COOKIE, secret, self._broker.limits.browser_seconds, secure=is_secure())
+        name, seconds = cookie_name(self._broker, "account"), self._broker.limits.browser_seconds
+        return set_cookie(answer, name, secret, seconds, secure=is_secure())
 
 
 def to_page(place: str, key: str = "") -> Response:

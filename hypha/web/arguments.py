@@ -14,6 +14,7 @@ from hypha.config import Limits
 from hypha.errors import InvalidArgument
 from hypha.web.bodies import body_arguments, parse_json
 from hypha.web.http import RoomForOne, read_body
+from hypha.wire.values import FUNCTION_MARKS
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _MAX_INT = 2**63 - 1
@@ -68,6 +69,9 @@ async def read_arguments(scope: HTTPScope, room: RoomForOne, limits: Limits) -> 
         args, kwargs = await body_arguments(scope, body, limits, Texts, room.take)
         found.args += args
         found.kwargs.update(kwargs)
+    # All arguments together are one map, too: JavaScript clients pass it to the function as it is read.
+    if not FUNCTION_MARKS.isdisjoint(found.kwargs):
+        raise InvalidArgument("no argument is named _rtype or _rintf")
     return found
 
 

@@ -8,10 +8,11 @@ answer and passes bodies through as they come.
 ``Access-Control-Allow-Credentials`` is sent to origins that the operator has named, and never because of ``*``. Both
 old servers send it to everybody, as ``protocol.md`` observes. ``reliability.md`` promise 16 says "without credentials
 by default" and goes first, since that line is no ``[rule]``. The reason: credentials are what a browser adds by
-itself, cookies and HTTP authentication. Our only cookie (:mod:`hypha.web.rpc`) is for no other site, and a page that
-sends a token in ``Authorization`` needs no permission for credentials. What a browser would add comes from a proxy
-with a login in front of us; echoing every origin *and* allowing credentials would let any page on the Internet act as
-the person who is logged in there. An operator whose own pages need that names them in ``--allow-origins``.
+itself, cookies and HTTP authentication. Our cookies (:mod:`hypha.web.rpc`, :mod:`hypha.web.forms`) are for no other
+site, and a page that sends a token in ``Authorization`` needs no permission for credentials. What a browser would add
+comes from a proxy with a login in front of us; echoing every origin *and* allowing credentials would let any page on
+the Internet act as the person who is logged in there. An operator whose own pages need that names them in
+``--allow-origins``.
 
 What a service behind us says about origins is replaced, since two values are none to a browser, and since all
 services share one origin: the operator's list is the last word.

@@ -99,14 +99,28 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
-    # Nobody else learns an address that holds a secret. With no-referrer, a browser would not say whose a form is.
-    "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
 
 
-def document(title: str, content: str, status: int = 200, *, script: str = SCRIPT, connects: bool = False) -> Response:
-    """A page. *content* is HTML, *title* is text. *connects*: whether its script may ask the server."""
+#: Of a page nobody else learns the address. One without forms that must say where they come from can keep it from pages
+#: of our own origin, too.
+SAME_ORIGIN, NO_REFERRER = "same-origin", "no-referrer"
+
+
+def document(
+    title: str,
+    content: str,
+    status: int = 200,
+    *,
+    script: str = SCRIPT,
+    connects: bool = False,
+    referrer: str = SAME_ORIGIN,
+) -> Response:
+    """A page. *content* is HTML, *title* is text. *connects*: whether its script may ask the server.
+
+    *referrer*: who learns its address, from where a link or the history of its tab leads.
+    """
     text = _PAGE.substitute(title=escape(title), style=STYLE, content=content, script=script)
     connections = "'self'" if connects else "'none'"
     policy = (
@@ -114,7 +128,7 @@ def document(title: str, content: str, status: int = 200, *, script: str = SCRIP
         f"connect-src {connections}; "
         "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
-    headers = {"Content-Security-Policy": policy, **_HEADERS}
+    headers = {"Content-Security-Policy": policy, "Referrer-Policy": referrer, **_HEADERS}
     return Response(text, status=status, mimetype="text/html", headers=headers)
 
 

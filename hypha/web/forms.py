@@ -8,7 +8,9 @@ belongs to the cookie.
 
 from __future__ import annotations
 
-from typing import cast
+import hashlib
+from typing import NamedTuple, cast
+from urllib.parse import urlsplit
 
 from hypercorn.typing import HTTPScope
 from quart import Response, request
@@ -20,10 +22,21 @@ from hypha.broker.broker import Broker
 from hypha.config import KIB
 from hypha.errors import NotAuthenticated, PermissionDenied, TooLarge, UnsupportedContent
 from hypha.web.http import base_url, header, media_type
-
-COOKIE = "hypha-rpc-account"
+from hypha.web.rpc import COOKIE_PREFIX
 
 _MAX_FORM = 16 * KIB
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class _Origin(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}"
+        return f"{self.scheme}://{host}{port}"
 
 
 def require_navigation() -> None:
@@ -46,31 +59,64 @@ async def sent_form(public_base_url: str | None) -> MultiDict[str, str]:
 
 
 def _require_own_origin(public_base_url: str | None) -> None:
-    host = header(_scope(), b"host").lower()
-    own = {f"http://{host}", f"https://{host}"} if host else set()
-    if public_base_url is not None:
-        own.add("/".join(public_base_url.lower().split("/")[:3]))
-    if header(_scope(), b"origin") not in own:
+    host = header(_scope(), b"host")
+    own = {_origin(f"http://{host}"), _origin(f"https://{host}"), _origin(public_base_url or "")} - {None}
+    if _origin(header(_scope(), b"origin")) not in own:
         raise PermissionDenied("this form comes from another site; behind a proxy, start with --public-base-url")
 
 
-def sender(people: People, form: MultiDict[str, str]) -> SignedIn:
+def sender(broker: Broker, people: People, form: MultiDict[str, str]) -> SignedIn:
     """Who is signed in where *form* comes from. Raises :class:`NotAuthenticated` and :class:`PermissionDenied`."""
-    browser = people.accounts.signed_in(request.cookies.get(COOKIE))
+    browser = people.accounts.signed_in(cookie_of(cookie_name(broker, "account")))
     if browser is None:
         raise NotAuthenticated("you are not signed in any more; open your account again")
     people.accounts.check_form(browser, form.get("form", ""))
     return browser
 
 
+def _origin(url: str) -> _Origin | None:
+    """The origin of *url* in the one form that tells it from others, None when it has none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        return None
+    return _Origin(parts.scheme, parts.hostname, _DEFAULT_PORTS[parts.scheme] if port is None else port)
+
+
 def own_url(broker: Broker) -> str:
-    """The address of the server, as it was told or as this browser has reached it."""
-    return broker.config.public_base_url or base_url(_scope(), request.root_path)
+    """The address of the server, as it was told or as this browser has reached it.
+
+    Who sends a form says how: behind a proxy nobody else knows that it was by https. Ask for it after
+    :func:`sent_form`, which has checked what was said.
+    """
+    if broker.config.public_base_url is not None:
+        return broker.config.public_base_url
+    origin = _origin(header(_scope(), b"origin")) if request.method == "POST" else None
+    return f"{origin}{request.root_path}" if origin is not None else base_url(_scope(), request.root_path)
 
 
 def is_secure() -> bool:
     """Whether the browser that has sent a form speaks https, be it with a proxy."""
     return header(_scope(), b"origin").startswith("https:")
+
+
+def cookie_name(broker: Broker, purpose: str) -> str:
+    """The name of a cookie of this server's: browsers send it to others on this host, too, whatever their port."""
+    server = hashlib.sha256(broker.server.address.client.encode()).hexdigest()[:8]
+    return f"{COOKIE_PREFIX.decode()}{purpose}-{server}"
+
+
+def cookie_of(name: str) -> str | None:
+    """What the one cookie of that name holds, None without one.
+
+    Of several none counts: a page of another service can set one for a longer path, which comes first.
+    """
+    pairs = [pair.partition("=") for line in request.headers.getlist("Cookie") for pair in line.split(";")]
+    found = [value.strip() for key, _, value in pairs if key.strip() == name]
+    return found[0] if len(found) == 1 else None
 
 
 def set_cookie(

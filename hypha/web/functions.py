@@ -12,6 +12,7 @@ from hypha.web.app_headers import BadAnswer, body_bytes, checked_status, respons
 from hypha.web.http import BodyRoom, RoomForOne, cancel_when_gone, read_body, send_error
 from hypha.web.lookup import find_function
 from hypha.web.mount import Mount
+from hypha.wire.values import FUNCTION_MARKS
 
 _INDEX, _DEFAULT = "index", "default"
 
@@ -48,6 +49,8 @@ def _event(mount: Mount, scope: HTTPScope, body: bytearray) -> dict[str, Any]:
     headers: dict[str, str] = {}
     for raw_name, raw_value in told["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name in FUNCTION_MARKS:
+            continue  # the provider would read a map with it as a function of whomever the other headers name
         joint = "; " if name == "cookie" else ", "
         headers[name] = headers[name] + joint + value if name in headers else value
     return told | {

@@ -161,7 +161,10 @@ async def find_function(broker: Broker, service: Service, names: list[tuple[str,
 def parameters(service: Service, keys: tuple[str, ...]) -> dict[str, Any]:
     """The parameters of a function as JSON schema, by name, as far as its client has said."""
     found = _lookup(service.schema, (*keys, "function", "parameters", "properties"))
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    # Clients say of themselves what they like; what has no name is no parameter.
+    return {name: schema for name, schema in found.items() if isinstance(name, str)}
 
 
 def required(service: Service, keys: tuple[str, ...]) -> frozenset[str]:

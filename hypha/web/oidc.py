@@ -16,7 +16,8 @@ from hypha.web import account_pages as pages
 from hypha.web.accounts import for_people, to_page
 from hypha.web.document import document
 from hypha.web.forms import (
-    COOKIE,
+    cookie_name,
+    cookie_of,
     is_secure,
     own_url,
     require_navigation,
@@ -25,9 +26,6 @@ from hypha.web.forms import (
     set_cookie,
     to_root,
 )
-
-#: Which browser has begun an attempt. For as long as that may take.
-ATTEMPT_COOKIE = "hypha-rpc-oidc"
 
 _CALLBACK = "/account/oidc/callback"
 
@@ -63,7 +61,7 @@ class _Desk:
         """Send the browser to the provider: to sign in, to make an account, or to connect the one that it is in."""
         broker = self._broker_of()
         form = await sent_form(broker.config.public_base_url)
-        connects = sender(self._people_of(), form).mark if "form" in form else ""
+        connects = sender(broker, self._people_of(), form).mark if "form" in form else ""
         elsewhere = self._elsewhere()
         purpose = Purpose(form.get("key", ""), form.get("link", ""), connects)
         begun = await elsewhere.begin(purpose, f"{own_url(broker)}{_CALLBACK}", request.remote_addr)
@@ -72,13 +70,15 @@ class _Desk:
         # No redirection: to browsers that would be part of sending the form, which our policy lets come to us alone.
         answer.headers["Refresh"] = f"0; url={begun.address}"
         seconds = broker.limits.oidc_attempt_seconds
-        return set_cookie(answer, ATTEMPT_COOKIE, begun.cookie, seconds, secure=is_secure())
+        # Which browser has begun an attempt, for as long as that may take.
+        return set_cookie(answer, cookie_name(broker, "oidc"), begun.cookie, seconds, secure=is_secure())
 
     async def finish(self) -> Response:
         """Where the provider sends the browser: sign in, and go on."""
         require_navigation()
-        browser = self._people_of().accounts.signed_in(request.cookies.get(COOKIE))
-        outcome = await self._elsewhere().finish(request.args, request.cookies.get(ATTEMPT_COOKIE), browser)
+        broker = self._broker_of()
+        browser = self._people_of().accounts.signed_in(cookie_of(cookie_name(broker, "account")))
+        outcome = await self._elsewhere().finish(request.args, cookie_of(cookie_name(broker, "oidc")), browser)
         key = outcome.purpose.key
         return self._with_cookie(to_page("account/allow" if key else "account", key), outcome)
 
@@ -89,13 +89,15 @@ class _Desk:
         # below that; its address is known as the browser sees it, for the provider has sent it here.
         address = urlsplit(outcome.redirect_uri)
         path = address.path.removesuffix("/oidc/callback")
-        seconds, secure = self._broker_of().limits.browser_seconds, address.scheme == "https"
-        return set_cookie(answer, COOKIE, outcome.cookie, seconds, secure=secure, path=path)
+        broker = self._broker_of()
+        seconds, secure = broker.limits.browser_seconds, address.scheme == "https"
+        return set_cookie(answer, cookie_name(broker, "account"), outcome.cookie, seconds, secure=secure, path=path)
 
     async def disconnect(self) -> Response:
         """Sign in with the password alone from now on."""
         people = self._people_of()
-        browser = sender(people, await sent_form(self._broker_of().config.public_base_url))
+        broker = self._broker_of()
+        browser = sender(broker, people, await sent_form(broker.config.public_base_url))
         await people.accounts.connect(browser.account, None)
         return to_page("account")
 

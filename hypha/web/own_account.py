@@ -51,7 +51,7 @@ class OwnAccount:
     async def _do(self, deed: Deed) -> Response:
         """Do what a form says. What is wrong with it is told on the page, with what was sent in its place."""
         form = await sent_form(self._broker.config.public_base_url)
-        browser = sender(self._people, form)
+        browser = sender(self._broker, self._people, form)
         try:
             return await deed(browser, form.to_dict())
         except HyphaError as error:

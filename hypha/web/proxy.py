@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import trio
@@ -54,7 +56,20 @@ class Entry(Protocol):
         """What is told instead of what is not there: that names what else there is."""
 
     async def spend(self) -> None:
-        """Count the call that is about to be made. Raises :class:`LimitExceeded` when it must not be."""
+        """Count the call that is about to be made. Raises what says why it must not be."""
+
+    def require_valid(self) -> None:
+        """Raise :class:`NotFound` when it has ended meanwhile."""
+
+
+@contextmanager
+def _hiding(entry: Entry | None) -> Iterator[None]:
+    try:
+        yield
+    except NotFound:
+        if entry is None:
+            raise
+        raise entry.not_there from None
 
 
 class Proxy:
@@ -97,19 +112,27 @@ class Proxy:
                 principal = principal_of(self._broker, scope) if entry is None else entry.principal
                 arguments = await read_arguments(scope, room, self._broker.limits)
                 nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
-                service, caller = await find(self._broker, target, principal, arguments.mode)
+                with _hiding(entry):
+                    service, caller = await find(self._broker, target, principal, arguments.mode)
+                if entry is not None:
+                    _require_peer(service)
                 url = base_url(scope, scope["root_path"])
                 value = await self._call(service, target.keys, caller, arguments, url, entry)
                 encode = encode_value if as_msgpack else self._json
                 if isinstance(service.session, PeerSession) and values.is_generator(value):
-                    source = items(self._broker, service.session, value, caller, arguments.patience)
+                    source = items(
+                        self._broker,
+                        service.session,
+                        value,
+                        caller,
+                        arguments.patience,
+                        (lambda: None) if entry is None else entry.require_valid,
+                    )
                     await send_stream(source, send, encode, as_msgpack=as_msgpack)
                 else:
                     await send_response(send, 200, MSGPACK if as_msgpack else JSON, encode(value))
             except RemoteError as exc:
                 await send_error(send, _with_status(exc))
-            except NotFound as exc:
-                await send_error(send, exc if entry is None else entry.not_there)
             except HyphaError as exc:
                 await send_error(send, exc)
             except Exception as exc:  # noqa: BLE001  the call boundary: the client gets a reference, not a traceback
@@ -125,7 +148,8 @@ class Proxy:
         base_url: str,
         entry: Entry | None,
     ) -> Any:
-        value = await plain_value(self._broker, service, keys, arguments.patience)
+        with _hiding(entry):
+            value = await plain_value(self._broker, service, keys, arguments.patience)
         if entry is not None:
             await entry.spend()
         if value is not None:
@@ -150,6 +174,12 @@ class Proxy:
     def _json(self, value: Any) -> bytes:
         plain = values.to_json(value, self._broker.limits.json_array_bytes)
         return json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
+
+
+def _require_peer(service: Service) -> None:
+    """Services of the server's own give out more than one call. Raises :class:`NotFound`."""
+    if not isinstance(service.session, PeerSession):
+        raise NotFound("services of the server's own are not called with a link")
 
 
 def _wants_msgpack(scope: HTTPScope) -> bool:

@@ -18,7 +18,7 @@ from hypha.accounts.shares import Share
 from hypha.broker.access import Principal
 from hypha.broker.broker import Broker
 from hypha.errors import HyphaError, NotFound
-from hypha.web.document import document, sentence, span
+from hypha.web.document import NO_REFERRER, document, sentence, span
 from hypha.web.forms import to_root
 from hypha.web.http import base_url, send_error
 from hypha.web.lookup import Target, fetch, find, find_function, parameters, required
@@ -101,6 +101,9 @@ class _Entry:
     async def spend(self) -> None:
         await self.people.shares.spend(self.share)
 
+    def require_valid(self) -> None:
+        self.people.shares.require_valid(self.share)
+
 
 class SharedCalls:
     """Answers the requests that :func:`parse_share_path` recognises."""
@@ -133,8 +136,8 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker], people_of: Calla
             content = await _page(broker, people, share, link)
         except HyphaError as error:
             content = f"<header><h1>Not there</h1></header>\n<p>{escape(sentence(str(error)))}</p>"
-            return document("Not there", content, error.status)
-        return document(share.label, content, script=SCRIPT, connects=True)
+            return document("Not there", content, error.status, referrer=NO_REFERRER)
+        return document(share.label, content, script=SCRIPT, connects=True, referrer=NO_REFERRER)
 
 
 async def _page(broker: Broker, people: People, share: Share, link: str) -> str:

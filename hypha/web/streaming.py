@@ -28,13 +28,19 @@ Encode = Callable[[Any], bytes]
 
 
 async def items(
-    broker: Broker, provider: PeerSession, value: dict[str, Any], caller: Caller, patience: float | None
+    broker: Broker,
+    provider: PeerSession,
+    value: dict[str, Any],
+    caller: Caller,
+    patience: float | None,
+    require_valid: Callable[[], None],
 ) -> AsyncGenerator[Any, None]:
     """The items of the generator *value* that *provider* has returned to *caller*.
 
     *patience*: seconds to wait for each. Raises what :meth:`ServerSession.call` raises, :class:`NotAcceptable` for the
-    generator of another client, and :class:`NotAuthenticated` when the caller's token ends meanwhile. Close it, also
-    when it is not read to its end; that does not wait.
+    generator of another client, :class:`NotAuthenticated` when the caller's token ends meanwhile, and what
+    *require_valid* raises, which is asked before each item. Close it, also when it is not read to its end; that does
+    not wait.
     """
     if value.get("_rtarget") not in {provider.name, provider.address.client}:
         raise NotAcceptable("the result is a generator of another client; only its own can be read over HTTP")
@@ -42,6 +48,7 @@ async def items(
     try:
         while True:
             broker.require_valid(caller.principal)
+            require_valid()
             item = await broker.server.call(
                 provider, value["_rmethod"], [], source=caller.source, stamp=stamp, patience=patience
             )

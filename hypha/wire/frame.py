@@ -264,13 +264,17 @@ def reserved(key: str) -> ProtocolViolation:
     return ProtocolViolation(f"the body must not hold {key!r}, which belongs into the header")
 
 
-def unpack_body(body: Buffer) -> dict[str, Any]:
-    """Decode a whole body; an absent one is an empty map. Raises :class:`ProtocolViolation`."""
+def unpack_body(body: Buffer, map_hook: Callable[[dict[Any, Any]], dict[Any, Any]] | None = None) -> dict[str, Any]:
+    """Decode a whole body; an absent one is an empty map. Raises :class:`ProtocolViolation`.
+
+    *map_hook* gets each map, the inner ones first, and gives what is to stand in its place.
+    """
     if not len(body):
         return {}
-    limits: dict[str, Any] = {"max_array_len": MAX_VALUES, "max_map_len": MAX_VALUES}
+    limits: dict[str, Any] = {"max_array_len": MAX_VALUES, "max_map_len": MAX_VALUES, "object_hook": map_hook}
     if len(body) * (1 + _CONTAINER_COST) > MAX_VALUES:  # a short one cannot hold too many
-        limits["list_hook"] = limits["object_hook"] = _counter()
+        count = limits["list_hook"] = _counter()
+        limits["object_hook"] = count if map_hook is None else lambda items: map_hook(count(items))
     try:
         if size_of_first(body) != len(body):
             raise ProtocolViolation(_NOT_ONE_VALUE)

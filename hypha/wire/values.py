@@ -77,6 +77,27 @@ def absolute_targets(value: Value, workspace: str, depth: int = MAX_DEPTH) -> Va
     return copy
 
 
+#: What tells that a map may stand for something of a peer which its receiver would call.
+FUNCTION_MARKS = frozenset({"_rtype", "_rintf"})
+_CALLED = ("method", "interface", "generator")
+
+
+def stands_for_function(value: dict[Any, Value]) -> bool:
+    """Whether *value* itself is a function, an interface or a generator of a peer, in either generation.
+
+    An ``orderedmap`` is none, but Python makes a map of its pairs, which is one for whoever gets that next.
+    """
+    kind = value.get("_rtype")
+    if kind == "orderedmap":
+        pairs = value.get("_rvalue")
+        return not (isinstance(pairs, list) and all(_is_plain_pair(pair) for pair in pairs))
+    return "_rintf" in value or kind in _CALLED
+
+
+def _is_plain_pair(pair: Value) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and not (isinstance(pair[0], str) and pair[0] in FUNCTION_MARKS)
+
+
 def is_method(value: Value) -> bool:
     """Whether *value* is a function of some peer."""
     return isinstance(value, dict) and value.get("_rtype") == "method"

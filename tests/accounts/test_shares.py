@@ -9,7 +9,7 @@ import trio
 
 from hypha.accounts.account import Account
 from hypha.accounts.shares import MAX_CALLS
-from hypha.broker.access import Level, level_in
+from hypha.broker.access import ROOT, Level, level_in
 from hypha.config import Limits
 from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDenied
 from tests.accounts.scene import Town
@@ -128,3 +128,88 @@ async def test_no_secret_is_kept(town: Town) -> None:
     secret = await share(town, await town.owner())
     assert not any(secret.encode() in value for value in town.disk.records.values())
     assert not any(secret in name for _, name in town.disk.records)
+
+
+async def test_a_link_that_was_revoked_under_way_is_neither_used_nor_kept_again(town: Town) -> None:
+    owner = await town.owner()
+    secret = await share(town, owner)
+    found = town.people.shares.find(secret)
+    await town.people.shares.revoke(owner, found.id)
+    with pytest.raises(NotFound, match=GONE):
+        await town.people.shares.spend(found)
+    assert found.used == 0
+    with pytest.raises(NotFound, match=GONE):
+        town.killed().people.shares.find(secret)
+
+
+async def test_a_link_that_is_revoked_while_its_use_is_written_makes_no_call(town: Town) -> None:
+    owner = await town.owner()
+    secret = await share(town, owner)
+    found = town.people.shares.find(secret)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(town.people.shares.revoke, owner, found.id)
+        with pytest.raises(NotFound, match=GONE):
+            await town.people.shares.spend(found)
+    with pytest.raises(NotFound, match=GONE):
+        town.killed().people.shares.find(secret)
+
+
+async def test_a_link_that_has_ended_or_lost_its_rights_under_way_is_not_used(town: Town) -> None:
+    guest = await town.guest(await town.owner())
+    lab = town.broker.registry.create_workspace("lab", owners=[guest.id])
+    found = town.people.shares.find(await town.people.shares.share(guest, "x", 60, "lab", "model"))
+    lab.owners = ["somebody"]
+    with pytest.raises(NotFound, match=GONE):
+        await town.people.shares.spend(found)
+    lab.owners = [guest.id]
+    await town.people.shares.spend(found)
+    town.later = 60
+    with pytest.raises(NotFound, match=GONE):
+        await town.people.shares.spend(found)
+    assert found.used == 1
+
+
+@pytest.mark.parametrize(("calls", "firm"), [(1, True), (None, False)])
+async def test_the_use_of_a_link_for_so_many_calls_outlives_the_machine(
+    town: Town, monkeypatch: pytest.MonkeyPatch, calls: int | None, firm: bool
+) -> None:
+    owner = await town.owner()
+    found = town.people.shares.find(await share(town, owner, calls=calls))
+    await town.broker.records.kept()
+    written: list[bool] = []
+    monkeypatch.setattr(town.disk, "write", lambda changes, *, firm: written.append(firm))
+    await town.people.shares.spend(found)
+    assert written == [firm]
+
+
+async def test_who_calls_with_a_link_can_be_blocked(town: Town) -> None:
+    owner = await town.owner()
+    secret = await share(town, owner)
+    user = town.people.shares.principal(town.people.shares.find(secret)).id
+    town.broker.administration.block(ROOT, user)
+    with pytest.raises(NotFound, match=GONE):
+        town.people.shares.find(secret)
+    town.broker.administration.unblock(user)
+    town.people.shares.find(secret)
+
+
+async def test_a_link_does_not_lead_into_the_next_workspace_of_the_name(town: Town) -> None:
+    owner = await town.owner()
+    guest = await town.guest(owner)
+    administration = town.broker.administration
+    team = administration.create(guest.as_member, {"name": "team"})
+    secret = await town.people.shares.share(guest, "x", 3600, "team", "model")
+    town.people.shares.find(secret)
+    administration.delete(team)
+    again = administration.create(owner.as_member, {"name": "team"})
+    administration.set_permission(owner.as_member, again, guest.id, "read_write")
+    with pytest.raises(NotFound, match=GONE):
+        town.people.shares.find(secret)
+
+
+async def test_nobody_shares_what_the_server_offers_itself(town: Town) -> None:
+    owner = await town.owner()
+    town.broker.registry.workspaces["public"].permissions = {owner.id: "read_write"}
+    with pytest.raises(PermissionDenied, match="server's own"):
+        await town.people.shares.share(owner, "x", 60, "public", "hypha-login")
+    await town.people.shares.share(owner, "x", 60, "public", "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from hypha.broker.access import Level, Principal
+from hypha.broker.access import Level, Principal, level_in
 from hypha.broker.broker import Credentials
 from hypha.broker.issuing import admin_token
 from hypha.broker.tokens import Tokens
@@ -557,3 +558,31 @@ async def test_workspaces_are_listed_while_others_have_their_turn(live: Scene) -
     assert [entry["name"] for entry in page] == ["w5", "w7", "w9"]
     assert await page_of(user("nobody"), {}, 0, 10) == []
     assert await page_of(ADMIN, {}, 0, 0) == []
+
+
+async def test_addresses_are_the_same_however_they_are_written(live: Scene) -> None:
+    ada = await owned(live)
+    bob = replace(user("bob-id"), email="bob@lab.example")
+    written, known = "Bob@Lab.example", "bob@lab.example"
+    lists = {"owners": ["ada", written], "allow_list": [written], "deny_list": ["Eve@lab.example"]}
+    info = await ask(ada, "update_workspace", {**lists, "permissions": {written: "read"}})
+    assert (info["owners"], info["allow_list"], info["permissions"]) == (["ada", known], [known], {known: "read"})
+    assert live.workspace("lab").deny_list == ["eve@lab.example"]
+    assert level_in(bob, live.workspace("lab")) is Level.ADMIN
+    await ask(ada, "update_workspace", {"owners": ["ada"]})
+    info = await ask(ada, "set_permission", "BOB@lab.example", "read")
+    assert (info["allow_list"], info["permissions"]) == ([], {known: "read"})
+    assert (await ask(ada, "set_permission", "BOB@lab.example", None))["permissions"] == {}
+    admin, tokens = live.broker.administration, live.broker.tokens
+    assert admin.set_user_quota(written, {"clients": 3}) == live.broker.quotas[known] == {"clients": 3}
+    admin.block(ADMIN, written)
+    assert tokens.is_revoked(bob)
+    admin.unblock("BOB@LAB.example")
+    assert not tokens.is_revoked(bob)
+    admin.block(ADMIN, "Bob")
+    assert [entry["user"] for entry in tokens.blocked()] == ["Bob"]
+
+
+async def test_nobody_blocks_the_own_address_however_it_is_written(live: Scene) -> None:
+    with pytest.raises(InvalidArgument, match="that is yourself"):
+        live.broker.administration.block(replace(ADMIN, email="ada@lab.example"), "Ada@Lab.example")

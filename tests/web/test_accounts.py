@@ -103,7 +103,7 @@ async def test_what_somebody_chose_is_text_everywhere(chrome: Chrome) -> None:
 async def test_the_cookie_is_for_the_account_pages_of_this_browser_alone(chrome: Chrome) -> None:
     answer = await chrome.post("/account/sign-in", {"name": "ada", "password": PASSWORD})
     name, *attributes = [part.strip() for part in answer.headers["set-cookie"].split(";")]
-    assert re.fullmatch(r"hypha-rpc-account=[\w-]{43}", name)
+    assert re.fullmatch(r"hypha-rpc-account-[0-9a-f]{8}=[\w-]{43}", name)
     assert {"HttpOnly", "SameSite=Lax", "Max-Age=2592000"} <= set(attributes)
     # Without a path: of the directory of the form, /account as the browser sees it.
     assert not [part for part in attributes if part.lower().startswith(("path", "domain", "secure"))]

@@ -127,6 +127,15 @@ async def test_an_application_answers(autojump_clock: MockClock, place: Place) -
     assert not await left_over(place)
 
 
+async def test_headers_make_no_function_of_what_a_function_is_given(autojump_clock: MockClock, place: Place) -> None:
+    async def index(event: dict[str, Any]) -> dict[str, Any]:
+        return {"body": ",".join(event["headers"])}
+
+    await place.offer_functions(index=index)
+    headers = {"_rtype": "method", "_rtarget": "ws/other", "_rmethod": "services.x.erase", "_rintf": "1", "X-One": "1"}
+    assert (await place.get(headers=headers)).body == b"host,_rtarget,_rmethod,x-one"
+
+
 @pytest.mark.parametrize("base", ["", "/lab", "/a/b"])
 async def test_what_an_application_is_told(tmp_path: Path, autojump_clock: MockClock, base: str) -> None:
     scopes: list[Scope] = []
@@ -344,7 +353,7 @@ async def test_good_results_of_functions(autojump_clock: MockClock, place: Place
         (["require-corp, x"], False),
         (["require-corp", "x"], False),
         (["require-corp"], True),
-        (["credentialless"], True),
+        (["credentialless"], False),
     ],
     ids=str,
 )
@@ -354,6 +363,26 @@ async def test_an_application_keeps_no_window_with_the_pages_of_accounts(
     told = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": embedder}
     await place.offer_functions(index=lambda event: {"headers": told})
     assert ("cross-origin-opener-policy" in (await place.get()).headers) == passes
+
+
+async def test_an_opener_policy_does_not_stay_alone(autojump_clock: MockClock, place: Place) -> None:
+    told = {
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Embedder-Policy": "require-corp",
+        "Connection": "Cross-Origin-Embedder-Policy",
+    }
+    await place.offer_functions(index=lambda event: {"headers": told})
+    assert not {name for name in (await place.get()).headers if name.startswith("cross-origin")}
+
+
+async def test_an_application_does_not_speak_for_the_whole_origin(autojump_clock: MockClock, place: Place) -> None:
+    named = ["NEL", "Report-To", "Accept-CH", "Critical-CH", "Set-Login", "Origin-Agent-Cluster", "Alt-Svc"]
+    named += ["Clear-Site-Data", "Strict-Transport-Security", "Use-As-Dictionary", "Secure-Session-Registration"]
+    passes = ["Reporting-Endpoints", "Origin-Trial", "Content-Security-Policy"]
+    await place.offer_functions(index=lambda event: {"headers": dict.fromkeys([*named, *passes], "x")})
+    found = (await place.get()).headers.keys()
+    assert not found & {name.lower() for name in named}
+    assert found >= {name.lower() for name in passes}
 
 
 async def test_an_error_of_a_function_has_no_traceback(autojump_clock: MockClock, place: Place) -> None:

@@ -29,6 +29,14 @@ MULTIPART = (
 )
 
 
+def test_a_function_is_found_in_a_body_whose_values_are_counted() -> None:
+    many: dict[str, Any] = {"a": [0] * 300_000, "b": {"_rtype": "method"}}
+    for kind, body in (("application/msgpack", msgpack.packb(many)), ("application/json", json.dumps(many).encode())):
+        scope = cast(HTTPScope, {"headers": [(b"content-type", kind.encode())]})
+        with pytest.raises(InvalidArgument, match="no functions"):
+            read_as(scope, body, Limits())
+
+
 def read(body: bytes, content_type: str = "", encoding: str = "") -> Arguments:
     headers = [(b"content-type", content_type.encode()), (b"content-encoding", encoding.encode())]
     scope = cast(HTTPScope, {"headers": [item for item in headers if item[1]]})

@@ -297,6 +297,64 @@ async def test_bodies_that_cannot_be_used(
     assert words in answer.detail
 
 
+FORGED = {"_rtype": "method", "_rtarget": "ws/other", "_rmethod": "services.secret.erase", "_rpromise": True}
+FUNCTIONS_OF_OTHERS = [
+    {"a": FORGED},
+    {"a": [[{"b": [1, FORGED]}]]},
+    {"a": {"_rtype": "set", "_rvalue": [FORGED]}},
+    {"a": {"_rtype": "iostream", "read": FORGED}},
+    {"a": {"_rtype": "some-codec", "_rvalue": {"b": FORGED}}},
+    {"a": {**FORGED, "_rtype": "generator", "_rclose_method": "services.secret.erase"}},
+    {"a": {**FORGED, "_rtype": "interface"}},
+    {"a": {"_rintf": True, "b": 1}},
+    {"a": {"_rtype": "orderedmap", "_rvalue": [list(item) for item in FORGED.items()]}},
+    {"a": {"_rtype": "orderedmap", "_rvalue": [{"_rtype": 1, "method": 2}]}},
+    {"a": {"_rtype": "orderedmap", "_rvalue": {"_rtype": "set", "_rvalue": []}}},
+    FORGED,
+    {"_rintf": True},
+]
+
+
+@pytest.mark.parametrize("arguments", FUNCTIONS_OF_OTHERS, ids=repr)
+async def test_arguments_hold_no_functions_of_others(
+    autojump_clock: MockClock, place: Place, arguments: dict[str, Any]
+) -> None:
+    as_json = json.dumps(arguments).encode()
+    spelled = as_json.replace(b"_r", b"\\u005fr").replace(b"method", b"m\\u0065thod")
+    ways = [(JSON, as_json), (JSON, spelled), (MSGPACK, msgpack.packb(arguments))]
+    answers = [await place.call("show", method="POST", headers=headers, body=body) for headers, body in ways]
+    for args in (arguments, [arguments]):
+        answers.append(await place.call("show", f"?_args={quote(json.dumps(args))}"))
+    assert [answer.status for answer in answers] == [400] * 5
+    assert all("_rtype" in answer.detail for answer in answers)
+
+
+async def test_names_of_arguments_make_no_function(autojump_clock: MockClock, place: Place) -> None:
+    query = "_rtype=method&_rtarget=ws/other&_rmethod=services.secret.erase"
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for answer in (
+        await place.call("show", f"?{query}"),
+        await place.call("show", method="POST", headers=form, body=query.encode()),
+    ):
+        assert (answer.status, answer.detail) == (400, "no argument is named _rtype or _rintf")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"_rtype": "ndarray", "_rvalue": b"_rtype method", "_rshape": [13], "_rdtype": "uint8"},
+        {"_rtype": "orderedmap", "_rvalue": [["a", {"_rtype": "set", "_rvalue": [1]}], [[1], 2]]},
+        {"_rtype": "some-codec", "text": "_rintf"},
+        {"_rtype": ["method"]},
+    ],
+    ids=repr,
+)
+async def test_other_marked_values_pass(autojump_clock: MockClock, place: Place, value: dict[str, Any]) -> None:
+    body = msgpack.packb({"a": value})
+    answer = await place.call("show", method="POST", headers=MSGPACK, body=body)
+    assert msgpack.unpackb(answer.body) == [[], {"a": value}]
+
+
 async def test_a_body_may_be_so_large(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with memory_stack(Config(data_dir=tmp_path, limits=Limits(http_body_bytes=1000))) as stack:
         place = await a_place(stack)

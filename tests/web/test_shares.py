@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from hypha.broker.registration import Registration
 from hypha.config import Config
@@ -261,3 +262,78 @@ async def test_uses_outlive_a_restart(tmp_path: Path) -> None:
     async with opened(config) as stack:
         again = people_of(stack).shares.find(secret)
         assert (again.used, again.calls) == (1, 5)
+
+
+async def revoke_all(lab: Lab) -> None:
+    people = people_of(lab.stack)
+    account = people.accounts.everybody()[0]
+    for item in people.shares.of(account):
+        await people.shares.revoke(account, item.id)
+
+
+async def test_a_link_that_is_revoked_while_a_body_comes_calls_nothing(lab: Lab) -> None:
+    link = await lab.share()
+    body = b'{"name": "Eve"}'
+    stream = await lab.stack.open()
+    head = f"POST {link}/hello HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    await stream.send_all(head.encode() + body[:3])
+    await trio.testing.wait_all_tasks_blocked()
+    await revoke_all(lab)
+    await stream.send_all(body[3:])
+    assert (await stream.receive_some()).startswith(b"HTTP/1.1 404 ")
+
+
+async def test_a_link_that_has_come_to_name_a_service_of_the_servers_own_calls_nothing(lab: Lab) -> None:
+    lab.stack.broker.registry.workspaces["public"].permissions = {lab.owner: "read_write"}
+    people = people_of(lab.stack)
+    account = people.accounts.everybody()[0]
+    secret = await people.shares.share(account, "x", 3600, "public", "later")
+    people.shares.find(secret).service = "hypha-login"
+    assert (await lab.call(f"/share/{secret}/start")).status == 404
+
+
+async def test_a_stream_ends_with_its_link(lab: Lab) -> None:
+    made = 0
+
+    async def ticks(call: Call) -> Any:
+        return {
+            "_rtype": "generator",
+            "_rtarget": lab.provider.name,
+            "_rmethod": "session.next",
+            "_rclose_method": "session.close",
+            "_rpromise": "*",
+        }
+
+    async def following(call: Call) -> Any:
+        nonlocal made
+        made += 1
+        if made == 3:
+            await revoke_all(lab)
+        return made
+
+    async def close(call: Call) -> None:
+        pass
+
+    await lab.provider.provide("model", {"ticks": ticks}, "protected")
+    lab.provider.functions |= {"session.next": following, "session.close": close}
+    answer = await http(lab.stack, f"{await lab.share()}/ticks")
+    assert answer.status == 200
+    assert b"data: 3" in answer.body
+    assert b"this link has ended" in answer.body
+    assert made == 3
+
+
+@pytest.mark.parametrize("key", [1, None, b"x"])
+async def test_what_a_program_says_of_its_functions_may_be_anything(lab: Lab, key: Any) -> None:
+    registry = lab.stack.broker.registry
+    known = {"properties": {key: {"type": "string"}, "name": {}}}
+    schema = {"hello": {"type": "function", "function": {"parameters": known}}}
+    session = registry.peers[lab.provider.name]
+    registry.register(session, Registration("model", "m", "t", {"visibility": "protected"}, "d", schema=schema))
+    page = await http(lab.stack, await lab.share())
+    assert (page.status, page.body.count(b"<input")) == (200, 1)
+
+
+async def test_the_address_of_a_page_stays_with_it(lab: Lab) -> None:
+    for path in (await lab.share(), "/share/nonsense"):
+        assert (await http(lab.stack, path)).headers["referrer-policy"] == "no-referrer"
