@@ -172,6 +172,9 @@ TABLE = {
         quiet="the link is like one that was used",
     ),
     "sign_in_tries": by("accounts/test_accounts.py::test_the_tries_for_one_name_are_bounded_exactly"),
+    "sign_in_tries_per_account": by(
+        "accounts/test_tries.py::test_the_tries_for_one_account_from_everywhere_are_bounded_exactly"
+    ),
     "sign_in_tries_per_address": by("accounts/test_accounts.py::test_the_tries_from_one_address_are_bounded_exactly"),
     "bad_tokens_per_address": by("web/test_bearer.py::test_bad_tokens_are_bounded_exactly_and_good_ones_pass"),
     "browsers_per_account": by(

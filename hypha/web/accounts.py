@@ -151,7 +151,8 @@ class _Desk:
         form = await sent_form(self._broker.config.public_base_url)
         name, password, key = (form.get(field, "") for field in ("name", "password", "key"))
         try:
-            secret = await self._people.accounts.sign_in(name, password, request.remote_addr)
+            presented = request.cookies.get(COOKIE)
+            secret = await self._people.accounts.sign_in(name, password, request.remote_addr, presented)
         except HyphaError as error:
             return self._sign_in_page(key, error, name)
         # The address is ours, whatever was sent: a key only chooses which page.
@@ -166,14 +167,14 @@ class _Desk:
         password = form.get("password", "")
         try:
             if invitation.account is None:
-                account = await accounts.join(secret, name, password, form.get("email", ""))
+                account = await accounts.join(secret, name, password, form.get("email", ""), request.remote_addr)
             else:
-                account = await accounts.renew(secret, password)
+                account = await accounts.renew(secret, password, request.remote_addr)
         except NotFound:
             raise
         except HyphaError as error:
             return self._join_page(secret, invitation, error, name)
-        return self._with_cookie(to_page("account"), await accounts.enter_browser(account))
+        return self._with_cookie(to_page("account"), await accounts.enter_browser(account, request.cookies.get(COOKIE)))
 
     async def sign_out(self) -> Response:
         """Forget this browser."""

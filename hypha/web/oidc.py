@@ -68,8 +68,8 @@ class _Desk:
     async def finish(self) -> Response:
         """Where the provider sends the browser: sign in, and go on."""
         require_navigation()
-        browser = self._people_of().accounts.signed_in(request.cookies.get(COOKIE))
-        outcome = await self._elsewhere().finish(request.args, request.cookies.get(ATTEMPT_COOKIE), browser)
+        begun, presented = request.cookies.get(ATTEMPT_COOKIE), request.cookies.get(COOKIE)
+        outcome = await self._elsewhere().finish(request.args, begun, presented)
         key = outcome.purpose.key
         return self._with_cookie(to_page("account/allow" if key else "account", key), outcome)
 

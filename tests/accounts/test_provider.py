@@ -354,7 +354,7 @@ async def test_keys_that_cannot_be_had_now_are_asked_for_again(there: scene.Prov
     with pytest.raises(PeerGone):
         await provider.redeem("code-1", ATTEMPT, time.time())
     del there.replies["/keys"]
-    there.keys.insert(0, "no key")  # type: ignore[arg-type]  what a bad provider shows
+    there.keys.insert(0, "no key")  # type: ignore[arg-type]  # what a bad provider shows
     await provider.redeem("code-1", ATTEMPT, time.time())
 
 
