@@ -336,6 +336,34 @@ async def test_only_the_browser_that_began_connects_its_account(lab: Lab, browse
     assert [account.identity for account in lab.town.people.accounts.everybody()] == [None, None]
 
 
+async def test_who_signs_out_while_the_provider_is_asked_connects_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = await lab.town.owner("grace", "")
+    cookie, mark = await signed_in(lab)
+    accounts, redeem = lab.town.people.accounts, lab.elsewhere.provider.redeem
+
+    async def slow(*args: Any) -> Any:
+        browser = accounts.signed_in(cookie)
+        assert browser is not None
+        await accounts.sign_out(browser)
+        return await redeem(*args)
+
+    monkeypatch.setattr(lab.elsewhere.provider, "redeem", slow)
+    with pytest.raises(PermissionDenied, match="not signed in any more"):
+        await lab.come(browser=cookie, connects=mark)
+    assert owner.identity is None
+
+
+async def test_signing_in_again_takes_the_place_of_what_the_browser_had(lab: Lab) -> None:
+    owner = await lab.town.owner("grace", "")
+    account = (await lab.come(link=await lab.town.people.accounts.invite(owner))).account
+    cookie, _ = await signed_in(lab)
+    await lab.come(browser=cookie)
+    accounts = lab.town.people.accounts
+    assert (accounts.signed_in(cookie), accounts.browsers_of(owner), accounts.browsers_of(account)) == (None, 0, 2)
+
+
 async def test_an_identity_is_of_one_account(lab: Lab) -> None:
     owner = await lab.town.owner("grace", "")
     await lab.come(link=await lab.town.people.accounts.invite(owner))

@@ -245,10 +245,12 @@ async def test_without_a_store_nothing_waits() -> None:
 
 def test_a_record_that_cannot_be_read_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
-    store.records = {("a", "bad"): b"\xc1", ("a", "good"): b"\x01"}
+    store.records = {("a", "bad"): b"\xc1", ("a", "good"): b"\x01", ("b", "bad"): b"\xc1"}
     records = Records(store)
     with caplog.at_level(logging.ERROR):
-        assert records.load().each("a", int) == [("good", 1)]
+        loaded = records.load()
+    assert loaded.each("a", int) == [("good", 1)]
+    assert [loaded.has(kind) for kind in "abc"] == [True, True, False]
     assert "'bad'" in caplog.text
     assert ("a", "good") in records
     records.close()

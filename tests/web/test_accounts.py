@@ -40,6 +40,25 @@ async def chrome(server: MemoryStack) -> Chrome:
 # --- the pages ----------------------------------------------------------------------------------------------------
 
 
+async def test_signing_in_again_leaves_other_browsers_signed_in(tmp_path: Path) -> None:
+    async with opened(Config(data_dir=tmp_path, limits=replace(Limits(), browsers_per_account=2))) as stack:
+        phone, laptop = Chrome(stack), Chrome(stack)
+        await phone.become()
+        for _ in range(3):
+            await laptop.post("/account/sign-in", {"name": "ada", "password": PASSWORD})
+        assert people_of(stack).accounts.signed_in(phone.cookie.partition("=")[2]) is not None
+
+
+async def test_invitations_that_are_not_accepted_are_counted_by_address(tmp_path: Path) -> None:
+    async with opened(Config(data_dir=tmp_path, limits=replace(Limits(), sign_in_tries_per_address=2))) as stack:
+        await Chrome(stack).become()
+        (owner,) = people_of(stack).accounts.everybody()
+        link = await people_of(stack).accounts.invite(owner)
+        fields = {"link": link, "name": "ada", "password": PASSWORD}
+        statuses = [(await Chrome(stack).post("/account/join", fields)).status for _ in range(3)]
+    assert statuses == [409, 409, 429]
+
+
 async def test_the_first_account_is_made_and_is_signed_in(server: MemoryStack) -> None:
     chrome = Chrome(server)
     secret = people_of(server).accounts.first_invitation()
