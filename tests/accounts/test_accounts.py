@@ -372,6 +372,29 @@ async def test_a_removed_account_leaves_nothing_that_works(town: Town) -> None:
     assert again.id != guest.id
 
 
+@pytest.mark.parametrize("case", ["lost", "late", "of a program"])
+async def test_a_removed_account_leaves_no_token_that_is_in_no_list(town: Town, case: str) -> None:
+    owner = await town.owner()
+    account = await town.guest(owner)
+    text = await town.people.tokens.issue(account, "x", 3600)
+    match case:
+        case "lost":
+            (key,) = [key for key in town.disk.records if key[0] == "issued"]
+            town.disk.records[key] = b"\xc1"
+            town = town.killed()
+        case "late":
+            town.later = 3610.0  # clocks may differ by half a minute
+        case _:
+            text = town.broker.tokens.issue(town.broker.tokens.verify(text), expires_in=60)
+    town.broker.authenticate(text)
+    again = town.people.accounts.get(owner.id)
+    assert again is not None
+    await town.people.remove(again, account.id)
+    for now in (town, town.killed()):
+        with pytest.raises(NotAuthenticated):
+            now.broker.authenticate(text)
+
+
 # --- what outlives the server -------------------------------------------------------------------------------------
 
 
