@@ -48,6 +48,7 @@ class PersonalTokens:
             raise InvalidArgument(f"say in 1 to {_MAX_LABEL} characters what the token is for")
         if len(self.of(account)) >= self._broker.limits.tokens_per_account:
             raise LimitExceeded(f"tokens_per_account = {self._broker.limits.tokens_per_account}; revoke some first")
+        self._broker.tokens.revocations.require_room_for(account.id)
         if admin and not account.is_admin:
             raise PermissionDenied("only who administers the server can pass that on")
         user = account.principal if admin else account.as_member
@@ -69,7 +70,7 @@ class PersonalTokens:
     async def revoke(self, account: Account, token_id: str) -> None:
         """Let a token of *account* be refused from now on, with all that came from it.
 
-        Raises :class:`NotFound`, and :class:`LimitExceeded` when no more tokens can be revoked.
+        Raises :class:`NotFound`.
         """
         token = self._broker.tokens.issued.get(token_id)
         if token is None or token.label is None or token.holder.origin != account.id:

@@ -124,14 +124,16 @@ class Tokens:
     def revoke(self, principal: Principal, by: Principal) -> None:
         """Let the token that proved *principal* be refused from now on, and whatever was issued through it.
 
-        It is remembered until the token would have expired, and counts against *by*. Raises
-        :class:`LimitExceeded`.
+        It is remembered until the token would have expired, and counts against *by*, or against who has labelled it.
+        Raises :class:`LimitExceeded`, but for tokens with labels.
         """
         if principal.tokens[-1].startswith(_LIVING):
             self.end(principal.tokens[-1])
             return
         assert principal.expires_at is not None, "it was proved by a token, which ends"
-        self.revocations.add(principal.tokens[-1], by, principal.expires_at + _CLOCK_SKEW)
+        known = self.issued.get(principal.tokens[-1])
+        person = None if known is None or known.label is None else known.holder.origin
+        self.revocations.add(principal.tokens[-1], by, principal.expires_at + _CLOCK_SKEW, person)
         self.issued.discard(principal.tokens[-1])
 
     def is_revoked(self, principal: Principal) -> bool:
