@@ -104,6 +104,25 @@ class Revocations:
                 del self._counts[owner]
 
 
+class Passed:
+    """Until when time has passed for certain: the clock on the wall, as far as it runs no faster than time does.
+
+    When that jumps ahead and back, a token that was revoked and looked expired meanwhile would be good again. What was
+    missed, by a jump that was right or while the machine slept, is made up for by the next start.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None
+
+    def until(self, wall: float, now: float) -> float:
+        """In seconds since the epoch. *wall*: what the clock says, in the same; *now*: trio time."""
+        if self._last is not None:
+            passed, then = self._last
+            wall = min(wall, passed + now - then)
+        self._last = wall, now
+        return wall
+
+
 def _labelled_by(person: str) -> str:
     """Against whom labelled tokens of a user count: apart from all others, and no user has such a name."""
     return f"*{person}"
