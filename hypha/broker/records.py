@@ -228,7 +228,10 @@ class Records:
         while self._written < own.latest:
             if self._failure is not None:
                 if self._written < own.firm:
-                    raise NotStored(f"the server cannot write to its data directory ({self._failure})")
+                    raise NotStored(
+                        f"the server cannot write to its data directory ({self._failure}); what was changed is in "
+                        "force, and forgotten if the server ends before it can"
+                    )
                 return
             self._awaited.set()
             await self._round.wait()

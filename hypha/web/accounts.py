@@ -24,7 +24,7 @@ from hypha.broker.broker import Broker
 from hypha.broker.login import Attempt
 from hypha.broker.own import Visit
 from hypha.broker.registry import Workspace
-from hypha.errors import HyphaError, InvalidArgument, NotAuthenticated, NotFound, PermissionDenied
+from hypha.errors import HyphaError, InvalidArgument, NotAuthenticated, NotFound, NotStored, PermissionDenied
 from hypha.web import account_pages as pages
 from hypha.web.document import document, sentence
 from hypha.web.forms import COOKIE, is_secure, require_navigation, sent_form, set_cookie, to_root
@@ -70,6 +70,10 @@ def for_people(page: Page) -> Page:
     async def answer() -> Response:
         try:
             return await page()
+        except NotStored as error:
+            return document(
+                "Not kept", pages.message(to_root(), "Done, but not kept", sentence(str(error))), error.status
+            )
         except HyphaError as error:
             return document(
                 "Not done", pages.message(to_root(), "That was not done", sentence(str(error))), error.status
@@ -170,7 +174,7 @@ class _Desk:
                 account = await accounts.join(secret, name, password, form.get("email", ""), request.remote_addr)
             else:
                 account = await accounts.renew(secret, password, request.remote_addr)
-        except NotFound:
+        except (NotFound, NotStored):  # there is nothing to be sent again
             raise
         except HyphaError as error:
             return self._join_page(secret, invitation, error, name)
