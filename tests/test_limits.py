@@ -160,7 +160,10 @@ TABLE = {
     "reconnection_token_seconds": by(
         "test_limits.py::test_a_reconnection_token_lives_so_long", quiet="the token has expired"
     ),
-    "login_keys": by("broker/test_login.py::test_the_logins_that_wait_are_bounded_exactly"),
+    "login_keys": by(
+        "broker/test_login.py::test_the_logins_that_wait_are_bounded_exactly",
+        quiet="the oldest is forgotten, and its program told that there is no such login",
+    ),
     "login_seconds": by(
         "broker/test_login.py::test_waiting_ends",
         "broker/test_login.py::test_a_key_lives_for_login_seconds_and_is_then_forgotten",
