@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hypha.accounts.account import Account
+from hypha.accounts.account import Account, checked_label
 from hypha.broker.access import Level, Principal
 from hypha.broker.issued import IssuedToken
 from hypha.broker.issuing import grant, issue
@@ -12,8 +12,6 @@ from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDen
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
-
-_MAX_LABEL = 100  # characters
 
 
 class PersonalTokens:
@@ -43,9 +41,7 @@ class PersonalTokens:
         right to administer the server, too. Raises :class:`PermissionDenied`, :class:`InvalidArgument` and
         :class:`LimitExceeded`.
         """
-        said = label.strip()
-        if not 0 < len(said) <= _MAX_LABEL:
-            raise InvalidArgument(f"say in 1 to {_MAX_LABEL} characters what the token is for")
+        said = checked_label(label, "what the token is for")
         if len(self.of(account)) >= self._broker.limits.tokens_per_account:
             raise LimitExceeded(f"tokens_per_account = {self._broker.limits.tokens_per_account}; revoke some first")
         self._broker.tokens.revocations.require_room_for(account.id)
