@@ -115,9 +115,6 @@ class SignInElsewhere:
         self._begun: dict[str, _Begun] = {}
         self._tries = Throttle("sign_in_tries_per_address", self._limits.sign_in_tries_per_address)
 
-    def __len__(self) -> int:
-        return len(self._begun)
-
     async def begin(self, purpose: Purpose, redirect_uri: str, address: str | None) -> Beginning:
         """Begin an attempt. *redirect_uri*: where the provider sends the browser; *address*: from where it asks.
 

@@ -406,7 +406,7 @@ async def test_an_answer_is_taken_once_whatever_came_of_it(lab: Lab) -> None:
         for beginning in (begun, refused):
             with pytest.raises(HyphaError):
                 await answer(lab, beginning, **changes)
-    assert (lab.there.count("/token"), len(lab.elsewhere)) == (1, 0)
+    assert (lab.there.count("/token"), len(lab.elsewhere._begun)) == (1, 0)
 
 
 async def test_an_attempt_has_so_long(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +421,7 @@ async def test_an_attempt_has_so_long(lab: Lab, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InvalidArgument, match="took too long"):
         await answer(lab, begun[1])
     await lab.begin()
-    assert len(lab.elsewhere) == 1
+    assert len(lab.elsewhere._begun) == 1
 
 
 async def test_the_attempts_are_bounded_exactly_and_the_oldest_is_forgotten(lab: Lab) -> None:
@@ -429,7 +429,7 @@ async def test_the_attempts_are_bounded_exactly_and_the_oldest_is_forgotten(lab:
     await lab.town.owner("grace", "")
     lab.open("*")
     begun = [await lab.begin() for _ in range(4)]
-    assert len(lab.elsewhere) == 3
+    assert len(lab.elsewhere._begun) == 3
     with pytest.raises(InvalidArgument):
         await answer(lab, begun[0])
     for beginning in begun[1:]:
