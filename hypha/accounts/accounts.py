@@ -241,7 +241,7 @@ class Accounts:
         """
         with self._tries.one(address):
             async with self._by_link:
-                self.invitation(secret)
+                self._existing(self.invitation(secret).account or "")
                 kept = await self.passwords.hash(password)
                 account = self._existing(self.invitation(secret).account or "")
                 self._set_password(account, kept)
