@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from hypha.banner import say
 from hypha.broker.broker import Broker
 from hypha.broker.registration import parse_registration
 from hypha.config import Config
+from hypha.errors import NotStored
 from hypha.launch.host import BrokerHost
 from hypha.launch.launcher import Launcher
 from hypha.launch.plan import read_plan
@@ -41,6 +42,7 @@ from hypha.web.ws import GOODBYE_SECONDS, Connections
 
 _SWEEP_SECONDS = 1.0
 _DRAIN_STEP = 0.02  # seconds
+_KEEP_SECONDS = 2.0
 
 
 class Assembly:
@@ -88,12 +90,18 @@ class Assembly:
         self._app.before_serving(self._start)
         self._app.after_serving(self._finish)
 
-    def first_invitation(self) -> str | None:
+    async def first_invitation(self) -> str | None:
         """The secret of a new invitation for an administrator, while there is none or when one is asked for.
 
-        To be called once the server is ready.
+        To be called once the server is ready. It is kept then, so that it is good also when this process is killed; a
+        disk that does not take it, or does not answer, holds nobody up, and the invitation is good in this process.
         """
-        return self._open_rooms().people.accounts.first_invitation(always=self.config.owner_link)
+        rooms = self._open_rooms()
+        secret = rooms.people.accounts.first_invitation(always=self.config.owner_link)
+        if secret is not None:
+            with trio.move_on_after(_KEEP_SECONDS), suppress(NotStored):
+                await rooms.broker.records.kept()
+        return secret
 
     @property
     def services_loaded(self) -> bool:

@@ -117,6 +117,7 @@ class Limits:
     invitations: int = 1000
     invitation_seconds: float = 86400.0
     sign_in_tries: int = 10
+    sign_in_tries_per_account: int = 100
     sign_in_tries_per_address: int = 60
     bad_tokens_per_address: int = 60
     browsers_per_account: int = 20

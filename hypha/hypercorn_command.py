@@ -87,10 +87,10 @@ class _CommandApp:
             end_start()
         await send(message)
         if is_up:
-            self._invite()
+            await self._invite()
 
-    def _invite(self) -> None:
-        invitation = self._app.first_invitation()
+    async def _invite(self) -> None:
+        invitation = await self._app.first_invitation()
         if invitation is not None:
             say(f"make an administrator's account of this server, once, at /account/join?link={invitation}")
 

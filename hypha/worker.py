@@ -51,6 +51,7 @@ class Server:
         self._app = LazyApp(self._build, self._on_failure)
         #: Why it ended, when that was not what it was told to do.
         self.failure: Failure | None = None
+        self._up = trio.Event()
         self._draining = trio.Event()
         self._scope = trio.CancelScope()
         self._ready = False
@@ -90,6 +91,7 @@ class Server:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(obey, self)
+                nursery.start_soon(self._announce)
                 await hypercorn.trio.serve(
                     cast(ASGIFramework, self._app),  # its own types leave out what extensions put into a scope
                     settings_for(self.config, self._fds),
@@ -101,8 +103,12 @@ class Server:
     def _started(self) -> None:
         end_start()
         self._ready = True
+        self._up.set()
+
+    async def _announce(self) -> None:
+        await self._up.wait()
         assert self._assembly is not None, "its lifespan has begun"
-        self._on_ready(self._assembly.first_invitation())
+        self._on_ready(await self._assembly.first_invitation())
 
     def _on_failure(self, failure: Failure) -> None:
         if not self._draining.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.lifespan import Lifespan
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from hypha.accounts.account import mark_of
 from hypha.assembly import Assembly, build
 from hypha.broker.broker import Broker
 from hypha.config import Config, Limits
 from hypha.errors import ConfigError
+from hypha.store import open_state
 from hypha.web import guard
 from tests.web.stack import MemoryStack, memory_stack, settings_for
 from tests.web.wires import Call, Closed, Rejected, attach, http, join
@@ -64,6 +67,36 @@ async def test_a_server_that_nobody_used_ends_too(tmp_path: Path, autojump_clock
     async with memory_stack(Config(data_dir=tmp_path)):
         pass
     assert trio.current_time() == began
+
+
+async def test_the_invitation_that_is_printed_is_on_the_disk(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with memory_stack(Config(data_dir=tmp_path)) as stack:
+        secret = await stack.assembly.first_invitation()
+        assert secret is not None
+        with closing(open_state(tmp_path)) as state:
+            assert [(kind, name) for kind, name, _ in state.load()] == [("invitation", mark_of(secret))]
+
+
+@pytest.mark.parametrize("disk", ["full", "hanging"])
+async def test_a_disk_that_takes_nothing_keeps_no_owner_out(
+    disk: str, tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with memory_stack(Config(data_dir=tmp_path)) as stack:
+        rooms = stack.assembly._open_rooms()
+
+        def refuse(*args: object, **kwargs: object) -> None:
+            raise OSError("no space left")
+
+        if disk == "full":
+            monkeypatch.setattr(rooms.broker.records._store, "write", refuse)
+        else:
+            monkeypatch.setattr(rooms.broker.records, "kept", trio.sleep_forever)
+        began = trio.current_time()
+        secret = await stack.assembly.first_invitation()
+        assert trio.current_time() - began <= 2
+        assert secret is not None
+        rooms.people.accounts.invitation(secret)
+        monkeypatch.undo()
 
 
 async def test_one_server_at_a_time_on_a_data_directory(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -160,7 +160,10 @@ TABLE = {
     "reconnection_token_seconds": by(
         "test_limits.py::test_a_reconnection_token_lives_so_long", quiet="the token has expired"
     ),
-    "login_keys": by("broker/test_login.py::test_the_logins_that_wait_are_bounded_exactly"),
+    "login_keys": by(
+        "broker/test_login.py::test_the_logins_that_wait_are_bounded_exactly",
+        quiet="the oldest is forgotten, and its program told that there is no such login",
+    ),
     "login_seconds": by(
         "broker/test_login.py::test_waiting_ends",
         "broker/test_login.py::test_a_key_lives_for_login_seconds_and_is_then_forgotten",
@@ -172,6 +175,9 @@ TABLE = {
         quiet="the link is like one that was used",
     ),
     "sign_in_tries": by("accounts/test_accounts.py::test_the_tries_for_one_name_are_bounded_exactly"),
+    "sign_in_tries_per_account": by(
+        "accounts/test_tries.py::test_the_tries_for_one_account_from_everywhere_are_bounded_exactly"
+    ),
     "sign_in_tries_per_address": by("accounts/test_accounts.py::test_the_tries_from_one_address_are_bounded_exactly"),
     "bad_tokens_per_address": by("web/test_bearer.py::test_bad_tokens_are_bounded_exactly_and_good_ones_pass"),
     "browsers_per_account": by(

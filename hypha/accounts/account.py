@@ -13,6 +13,7 @@ from hypha.errors import InvalidArgument
 
 _FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")
 _PROPOSED_LENGTH = 56
+_MAX_LABEL = 100  # characters
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EMAIL = re.compile(r"[^@\s\"<>,;:()\\\x00-\x1f]{1,64}@[A-Za-z0-9.-]{1,189}")
 
@@ -136,3 +137,10 @@ def checked_email(text: str) -> str | None:
     if address and not _EMAIL.fullmatch(address):
         raise InvalidArgument("this is no e-mail address")
     return address or None
+
+
+def checked_label(text: str, what: str) -> str:
+    """What a person says of a thing; *what* is asked for. Raises :class:`InvalidArgument`."""
+    if not 0 < len(text.strip()) <= _MAX_LABEL:
+        raise InvalidArgument(f"say in 1 to {_MAX_LABEL} characters {what}")
+    return text.strip()

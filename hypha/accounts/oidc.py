@@ -115,9 +115,6 @@ class SignInElsewhere:
         self._begun: dict[str, _Begun] = {}
         self._tries = Throttle("sign_in_tries_per_address", self._limits.sign_in_tries_per_address)
 
-    def __len__(self) -> int:
-        return len(self._begun)
-
     async def begin(self, purpose: Purpose, redirect_uri: str, address: str | None) -> Beginning:
         """Begin an attempt. *redirect_uri*: where the provider sends the browser; *address*: from where it asks.
 
@@ -149,8 +146,8 @@ class SignInElsewhere:
                 return
             del self._begun[state]
 
-    async def finish(self, query: Mapping[str, str], cookie: str | None, browser: SignedIn | None) -> Outcome:
-        """What becomes of the answer that a browser brings with *cookie*; *browser*: who is signed in there.
+    async def finish(self, query: Mapping[str, str], cookie: str | None, presented: str | None) -> Outcome:
+        """What becomes of the answer that a browser brings with *cookie*; *presented*: the secret of who is signed in.
 
         Raises :class:`InvalidArgument` and :class:`PermissionDenied` for an answer that is not taken, and for whom
         there is no account; :class:`NotFound`, :class:`Conflict` and :class:`LimitExceeded` for an account that cannot
@@ -169,14 +166,14 @@ class SignInElsewhere:
         answer = await self.provider.redeem(query["code"], begun.attempt, self._broker.clock())
         identity = (self.provider.issuer, str(answer.claims["sub"]))
         if begun.purpose.connects:
-            return await self._connect(begun, browser, identity)
+            return await self._connect(begun, self._accounts.signed_in(presented), identity)
         account = self._accounts.identified(identity) or await self._join(identity, answer, begun.purpose.link)
-        secret = await self._accounts.let_in(account)
+        secret = await self._accounts.let_in(account, presented)
         self._tries.give_back(begun.place)
         return Outcome(account, begun.purpose, begun.attempt.redirect_uri, secret)
 
     async def _connect(self, begun: _Begun, browser: SignedIn | None, identity: tuple[str, str]) -> Outcome:
-        # The browser may have come to another account meanwhile, or to none.
+        # The browser may have come to another account meanwhile, or to none, also while the provider was asked.
         if browser is None or browser.mark != begun.purpose.connects:
             raise PermissionDenied("you are not signed in any more; open your account again")
         await self._accounts.connect(browser.account, identity)
@@ -204,7 +201,7 @@ class SignInElsewhere:
         """Whether an address needs no invitation. The first account of a server does: it administers the server."""
         domains = self._broker.config.oidc_domains
         domain = None if email is None else email.rpartition("@")[2]
-        return len(self._accounts) > 0 and ("*" in domains or domain in domains)
+        return self._accounts.is_founded and ("*" in domains or domain in domains)
 
 
 def shown(text: object) -> str:

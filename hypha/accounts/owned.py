@@ -29,9 +29,6 @@ class Owned(Generic[T]):
         for mark, thing in things:
             self.add(mark, thing)
 
-    def __len__(self) -> int:
-        return len(self._things)
-
     def get(self, mark: str) -> T | None:
         """The thing of that mark, also one that has ended and was not forgotten yet."""
         return self._things.get(mark)

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import logging
 import secrets
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,14 @@ import trio
 
 from hypha.errors import InvalidArgument
 
+logger = logging.getLogger(__name__)
+
 MIN_LENGTH, MAX_LENGTH = 8, 1024  # characters
 
 _SALT_BYTES, _HASH_BYTES = 16, 32
 _SPARE_BYTES = 2**20  # beside what the algorithm itself needs
 _AT_ONCE = 2  # each takes 32 MiB and a tenth of a second of one core
+_MAX_COST = 2**20  # n * r * p of a hash that is kept: four times what we make now
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class Passwords:
         self._limiter = trio.CapacityLimiter(_AT_ONCE)
         self.in_thread = True
         #: What is compared with where there is no account: it takes as long, and nothing has this hash.
-        self._nobody = _written(self._cost, secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_HASH_BYTES))
+        self._nobody = self._cost, secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_HASH_BYTES)
+        self._is_said = False
 
     async def hash(self, password: str) -> str:
         """What is kept of *password*. Raises :class:`InvalidArgument` for one that is too short or too long."""
@@ -48,10 +53,22 @@ class Passwords:
         return _written(self._cost, salt, await self._scrypt(password, self._cost, salt))
 
     async def match(self, password: str, kept: str | None) -> bool:
-        """Whether *kept* was made of *password*. With None it takes the same time, and the answer is no."""
-        cost, salt, wanted = _read(kept or self._nobody)
+        """Whether *kept* was made of *password*.
+
+        With None it takes the same time, and the answer is no; and so with what cannot be read.
+        """
+        cost, salt, wanted = self._parts(kept) or self._nobody
         found = await self._scrypt(password[:MAX_LENGTH], cost, salt)
-        return hmac.compare_digest(found, wanted) and kept is not None
+        return hmac.compare_digest(found, wanted)
+
+    def _parts(self, kept: str | None) -> tuple[Cost, bytes, bytes] | None:
+        try:
+            return None if kept is None else _read(kept)
+        except ValueError as error:
+            if not self._is_said:  # anybody can try as often as there are tries
+                logger.error("a password cannot be read, and none is right for its account: %s", error)
+            self._is_said = True
+            return None
 
     async def _scrypt(self, password: str, cost: Cost, salt: bytes) -> bytes:
         compute = partial(
@@ -76,8 +93,16 @@ def _written(cost: Cost, salt: bytes, digest: bytes) -> str:
 
 
 def _read(kept: str) -> tuple[Cost, bytes, bytes]:
-    """The inverse of :func:`_written`. Raises ValueError."""
-    kind, n, r, p, salt, digest = kept.split("$")
-    if kind != "scrypt":
-        raise ValueError(f"a password is kept by {kind!r}, which this version does not know")
-    return Cost(int(n), int(r), int(p)), binascii.a2b_base64(salt), binascii.a2b_base64(digest)
+    """The inverse of :func:`_written`. Raises ValueError for what this version cannot have made, without showing it."""
+    kind, *fields = kept.split("$")
+    if kind != "scrypt" or len(fields) != 5:
+        raise ValueError("it is of a kind that this version does not know")
+    if not all(field.isascii() and field.isdigit() and len(field) < 10 for field in fields[:3]):
+        raise ValueError("its parameters are no numbers")
+    n, r, p = map(int, fields[:3])
+    if n < 2 or n & (n - 1) or not 0 < n * r * p <= _MAX_COST:
+        raise ValueError("its parameters are out of range")
+    salt, digest = (binascii.a2b_base64(field, strict_mode=True) for field in fields[3:])
+    if len(digest) != _HASH_BYTES:
+        raise ValueError("its hash has another length")
+    return Cost(n, r, p), salt, digest

@@ -41,6 +41,10 @@ class People:
         self.tokens.end_all(account, by)
         self.shares.end_all(account)
         self.accounts.remove(account)
+        # What the lists do not know is ended, too: a token whose record was lost, or that others made with one of the
+        # account's. It is for ever, since tokens that a program asks for live as long as that asks; the id comes never
+        # again, and there is one entry for each account that an administrator has removed by hand.
+        self._broker.tokens.block(account.id, "removed")
         await self._broker.records.kept()
         return account
 

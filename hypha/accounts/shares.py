@@ -10,7 +10,7 @@ import secrets
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from hypha.accounts.account import Account, mark_of, new_secret
+from hypha.accounts.account import Account, checked_label, mark_of, new_secret
 from hypha.accounts.accounts import Accounts
 from hypha.accounts.owned import Owned
 from hypha.broker.access import Action, Level, Principal, may
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SHARE = "share"
 _ENDED = "this link has ended, was revoked, or never was; ask who gave it to you"
-_MAX_LABEL = 100  # characters
 MAX_CALLS = 10**9
 
 
@@ -90,8 +89,7 @@ class Shares:
         Raises :class:`PermissionDenied` for a workspace that *account* may not change and for services of the server's
         own, :class:`InvalidArgument` and :class:`LimitExceeded`.
         """
-        if not 0 < len(label.strip()) <= _MAX_LABEL:
-            raise InvalidArgument(f"say in 1 to {_MAX_LABEL} characters whom the link is for")
+        said = checked_label(label, "whom the link is for")
         if calls is not None and not 0 < calls <= MAX_CALLS:
             raise InvalidArgument(f"the number of calls is from 1 to {MAX_CALLS}")
         check_name("service", service)
@@ -104,7 +102,7 @@ class Shares:
             mark_of(secret),
             secrets.token_hex(8),
             account.id,
-            label.strip(),
+            said,
             workspace,
             service,
             function or None,

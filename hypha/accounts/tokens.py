@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hypha.accounts.account import Account
+from hypha.accounts.account import Account, checked_label
 from hypha.broker.access import Level, Principal, level_in
 from hypha.broker.issued import IssuedToken
 from hypha.broker.issuing import grant, issue
@@ -12,8 +12,6 @@ from hypha.errors import InvalidArgument, LimitExceeded, NotFound, PermissionDen
 
 if TYPE_CHECKING:
     from hypha.broker.broker import Broker
-
-_MAX_LABEL = 100  # characters
 
 
 class PersonalTokens:
@@ -51,11 +49,10 @@ class PersonalTokens:
         right to administer the server, too. Raises :class:`PermissionDenied`, :class:`InvalidArgument` and
         :class:`LimitExceeded`.
         """
-        said = label.strip()
-        if not 0 < len(said) <= _MAX_LABEL:
-            raise InvalidArgument(f"say in 1 to {_MAX_LABEL} characters what the token is for")
+        said = checked_label(label, "what the token is for")
         if len(self.of(account)) >= self._broker.limits.tokens_per_account:
             raise LimitExceeded(f"tokens_per_account = {self._broker.limits.tokens_per_account}; revoke some first")
+        self._broker.tokens.revocations.require_room_for(account.id)
         if admin and not account.is_admin:
             raise PermissionDenied("only who administers the server can pass that on")
         user = account.principal if admin else account.as_member
@@ -77,7 +74,7 @@ class PersonalTokens:
     async def revoke(self, account: Account, token_id: str) -> None:
         """Let a token of *account* be refused from now on, with all that came from it.
 
-        Raises :class:`NotFound`, and :class:`LimitExceeded` when no more tokens can be revoked.
+        Raises :class:`NotFound`.
         """
         token = self._broker.tokens.issued.get(token_id)
         if token is None or token.label is None or token.holder.origin != account.id:

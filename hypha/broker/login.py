@@ -2,7 +2,7 @@
 
 The program gets a key and shows its user the address of the page. Who knows the key may report a token for it, once;
 the program fetches that with the key, once. Keys are unguessable and live for ``login_seconds``. What is kept is small,
-bounded by ``login_keys``, and does not outlive the server.
+bounded by ``login_keys``, beyond which the oldest is forgotten, and does not outlive the server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hypha.broker.access import Principal
 from hypha.broker.function import Function
 from hypha.broker.issuing import grant, issue
 from hypha.broker.own import Visit
-from hypha.errors import CallTimeout, InvalidArgument, LimitExceeded, NotFound
+from hypha.errors import CallTimeout, InvalidArgument, NotFound
 from hypha.wire.address import check_name
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class UnknownKey(NotFound):
 class Attempt:
     """A login that has begun. *since* and *until*: trio time. *language*: of the program that waits.
 
-    *workspace* and *expires_in*: what it asked for. *profile*: what it is given, when *reported*.
+    *workspace* and *expires_in*: what it asked for. *profile*: what it is given, when *reported*, unless the login was
+    forgotten to make room, which wakes who waits, too.
     """
 
     language: str
@@ -103,8 +104,10 @@ class Login:
         asked = {"workspace": workspace, "expires_in": _seconds(expires_in)}
         now, limits = self._broker.now(), self._broker.limits
         self.sweep(now)
-        if len(self._attempts) >= limits.login_keys:
-            raise LimitExceeded(f"login_keys = {limits.login_keys} logins have begun already; try again later")
+        # Anybody may begin: if one too many was refused, a dozen a second would keep everybody out.
+        while len(self._attempts) >= limits.login_keys:
+            oldest = self._attempts.pop(next(iter(self._attempts)))
+            oldest.reported.set()  # whoever waits for it learns that it is gone
         key = secrets.token_urlsafe(32)
         self._attempts[key] = Attempt(visit.language, workspace, expires_in, now, now + limits.login_seconds)
         base = self._broker.public_base_url(visit)

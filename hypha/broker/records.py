@@ -102,10 +102,20 @@ class Loaded:
 
     def __init__(self) -> None:
         self._by_kind: dict[str, list[tuple[str, Any]]] = {}
+        #: The kinds of those whose value could not be read.
+        self._unread: set[str] = set()
 
     def add(self, kind: str, name: str, value: Any) -> None:
         """Enter one."""
         self._by_kind.setdefault(kind, []).append((name, value))
+
+    def add_unread(self, kind: str) -> None:
+        """Take note that there is one, of which nothing else is known."""
+        self._unread.add(kind)
+
+    def has(self, kind: str) -> bool:
+        """Whether there is a record of a kind at all, whatever can be made of it."""
+        return kind in self._by_kind or kind in self._unread
 
     def each(self, kind: str, build: Callable[[Any], T]) -> list[tuple[str, T]]:
         """What *build* makes of each value of a kind, with the name of its record.
@@ -167,6 +177,7 @@ class Records:
                 found.add(kind, name, unpack(data))
             except ValueError as error:
                 logger.error("the record %s %r cannot be read: %s", kind, name, error)
+                found.add_unread(kind)
             else:
                 self._known[key] = hash(data)
                 self._stored.add(key)
@@ -217,7 +228,10 @@ class Records:
         while self._written < own.latest:
             if self._failure is not None:
                 if self._written < own.firm:
-                    raise NotStored(f"the server cannot write to its data directory ({self._failure})")
+                    raise NotStored(
+                        f"the server cannot write to its data directory ({self._failure}); what was changed is in "
+                        "force, and forgotten if the server ends before it can"
+                    )
                 return
             self._awaited.set()
             await self._round.wait()

@@ -20,7 +20,8 @@ class Revocations:
     """The ids of revoked tokens, each until its token would have expired by itself, and blocked users.
 
     One is never forgotten earlier to make room: when there is none, revoking fails and says so, but for administrators
-    of the server. A user, by id or e-mail address, is blocked until that is taken back: *blocked* tells when that was,
+    of the server, and for tokens that a person has labelled, so that nobody who has got hold of one can make it stay
+    good. A user, by id or e-mail address, is blocked until that is taken back: *blocked* tells when that was,
     in seconds since the epoch, and why. Both are kept in *records*, ids and no secrets.
     """
 
@@ -35,17 +36,25 @@ class Revocations:
     def __len__(self) -> int:
         return len(self._owners)
 
-    def add(self, token: str, principal: Principal, until: float) -> None:
+    def add(self, token: str, principal: Principal, until: float, person: str | None = None) -> None:
         """Revoke the token of that id until *until*, in seconds since the epoch. It counts against *principal*.
 
-        Raises :class:`LimitExceeded`.
+        *person*: the id of the user who has labelled it, against whom it counts then, and which never fails: they are
+        bounded where they are made (:meth:`require_room_for`). Raises :class:`LimitExceeded`.
         """
         if token in self._owners:
             return
-        if not principal.is_admin:
+        if person is None and not principal.is_admin:
             self._require_room(principal)
-        self._records.put(REVOKED, token, [principal.account, until], firm=True)
-        self._enter(token, principal.account, until)
+        owner = principal.account if person is None else _labelled_by(person)
+        self._records.put(REVOKED, token, [owner, until], firm=True)
+        self._enter(token, owner, until)
+
+    def require_room_for(self, person: str) -> None:
+        """Raise :class:`LimitExceeded` when so many labelled tokens of a user are revoked that it makes no more."""
+        limit = self._limits.revoked_tokens_per_principal
+        if self._counts[_labelled_by(person)] >= limit:
+            raise LimitExceeded(f"revoked_tokens_per_principal = {limit} tokens are revoked already; let them expire")
 
     def _require_room(self, principal: Principal) -> None:
         limit = self._limits.revoked_tokens_per_principal
@@ -93,3 +102,27 @@ class Revocations:
             self._counts[owner] -= 1
             if not self._counts[owner]:
                 del self._counts[owner]
+
+
+class Passed:
+    """Until when time has passed for certain: the clock on the wall, as far as it runs no faster than time does.
+
+    When that jumps ahead and back, a token that was revoked and looked expired meanwhile would be good again. What was
+    missed, by a jump that was right or while the machine slept, is made up for by the next start.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None
+
+    def until(self, wall: float, now: float) -> float:
+        """In seconds since the epoch. *wall*: what the clock says, in the same; *now*: trio time."""
+        if self._last is not None:
+            passed, then = self._last
+            wall = min(wall, passed + now - then)
+        self._last = wall, now
+        return wall
+
+
+def _labelled_by(person: str) -> str:
+    """Against whom labelled tokens of a user count: apart from all others, and no user has such a name."""
+    return f"*{person}"

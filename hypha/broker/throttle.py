@@ -40,9 +40,17 @@ class Throttle:
 
 
 def place(address: str | None) -> str:
-    """What *address* counts as: of IPv6, everybody has a whole network of 64 bits to choose from."""
+    """What *address* counts as: of IPv6, everybody has a whole network of 64 bits to choose from.
+
+    A socket for both writes IPv4 as IPv6, which counts as what it is.
+    """
     try:
         number = ipaddress.ip_address(address or "")
     except ValueError:
         return "elsewhere"
-    return str(ipaddress.ip_network((number, 64), strict=False)) if number.version == 6 else str(number)
+    if isinstance(number, ipaddress.IPv6Address):
+        if number.ipv4_mapped is not None:
+            return str(number.ipv4_mapped)
+        if not number.is_loopback:
+            return str(ipaddress.ip_network((int(number), 64), strict=False))
+    return str(number)

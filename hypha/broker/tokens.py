@@ -16,7 +16,7 @@ import jwt
 from hypha.broker.access import Level, Principal
 from hypha.broker.issued import Issued, IssuedToken
 from hypha.broker.records import Records
-from hypha.broker.revocations import Revocations
+from hypha.broker.revocations import Passed, Revocations
 from hypha.config import Limits
 from hypha.errors import LimitExceeded, NotAuthenticated
 from hypha.wire.address import Address
@@ -68,6 +68,7 @@ class Tokens:
         self._limits = limits or Limits()
         self.revocations = Revocations(self._limits, records)
         self.issued = Issued(self._limits, records)
+        self._passed = Passed()
         self._next_write = 0.0  # trio time
         self._living: set[str] = set()
 
@@ -124,14 +125,16 @@ class Tokens:
     def revoke(self, principal: Principal, by: Principal) -> None:
         """Let the token that proved *principal* be refused from now on, and whatever was issued through it.
 
-        It is remembered until the token would have expired, and counts against *by*. Raises
-        :class:`LimitExceeded`.
+        It is remembered until the token would have expired, and counts against *by*, or against who has labelled it.
+        Raises :class:`LimitExceeded`, but for tokens with labels.
         """
         if principal.tokens[-1].startswith(_LIVING):
             self.end(principal.tokens[-1])
             return
         assert principal.expires_at is not None, "it was proved by a token, which ends"
-        self.revocations.add(principal.tokens[-1], by, principal.expires_at + _CLOCK_SKEW)
+        known = self.issued.get(principal.tokens[-1])
+        person = None if known is None or known.label is None else known.holder.origin
+        self.revocations.add(principal.tokens[-1], by, principal.expires_at + _CLOCK_SKEW, person)
         self.issued.discard(principal.tokens[-1])
 
     def is_revoked(self, principal: Principal) -> bool:
@@ -155,15 +158,18 @@ class Tokens:
 
     def sweep(self, now: float) -> None:
         """Forget the tokens that have expired, and keep, now and then, when others were used. *now*: trio time."""
-        self.revocations.forget(self._clock())
-        self.issued.forget(self._clock())
+        passed = self._passed.until(self._clock(), now)
+        self.revocations.forget(passed)
+        self.issued.forget(passed)
         if now >= self._next_write:
             self._next_write = now + _WRITE_SECONDS
             self.issued.write_down()
 
     def listed(self, workspace: str) -> list[IssuedToken]:
         """The tokens for *workspace* that are known to have been issued and are good, the oldest first."""
-        return [token for token in self.issued.of(workspace) if not self._has_ended(token.chain)]
+        now = self._clock()
+        known = self.issued.of(workspace)
+        return [token for token in known if token.expires_at >= now and not self._has_ended(token.chain)]
 
     def holder(self, text: str) -> Principal:
         """The principal that a token proves, which is named by its text or by its id in the list.

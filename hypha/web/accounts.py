@@ -21,7 +21,7 @@ from hypha.broker.access import Level
 from hypha.broker.broker import Broker
 from hypha.broker.login import Attempt
 from hypha.broker.own import Visit
-from hypha.errors import HyphaError, NotFound
+from hypha.errors import HyphaError, NotFound, NotStored
 from hypha.web import account_pages as pages
 from hypha.web.document import document, sentence, span
 from hypha.web.forms import (
@@ -77,6 +77,10 @@ def for_people(page: Page) -> Page:
     async def answer() -> Response:
         try:
             return await page()
+        except NotStored as error:
+            return document(
+                "Not kept", pages.message(to_root(), "Done, but not kept", sentence(str(error))), error.status
+            )
         except HyphaError as error:
             return document(
                 "Not done", pages.message(to_root(), "That was not done", sentence(str(error))), error.status
@@ -108,7 +112,7 @@ class _Desk:
 
     def _sign_in_page(self, key: str = "", error: HyphaError | None = None, name: str = "") -> Response:
         problem, status = (None, 200) if error is None else (str(error), error.status)
-        first = len(self._people.accounts) == 0
+        first = not self._people.accounts.is_founded
         content = pages.sign_in(to_root(), self._provider(), key, problem, name, first=first)
         return document("Sign in", content, status)
 
@@ -151,7 +155,8 @@ class _Desk:
         form = await sent_form(self._broker.config.public_base_url)
         name, password, key = (form.get(field, "") for field in ("name", "password", "key"))
         try:
-            secret = await self._people.accounts.sign_in(name, password, request.remote_addr)
+            presented = self._presented()
+            secret = await self._people.accounts.sign_in(name, password, request.remote_addr, presented)
         except HyphaError as error:
             return self._sign_in_page(key, error, name)
         # The address is ours, whatever was sent: a key only chooses which page.
@@ -166,14 +171,14 @@ class _Desk:
         password = form.get("password", "")
         try:
             if invitation.account is None:
-                account = await accounts.join(secret, name, password, form.get("email", ""))
+                account = await accounts.join(secret, name, password, form.get("email", ""), request.remote_addr)
             else:
-                account = await accounts.renew(secret, password)
-        except NotFound:
+                account = await accounts.renew(secret, password, request.remote_addr)
+        except (NotFound, NotStored):  # there is nothing to be sent again
             raise
         except HyphaError as error:
             return self._join_page(secret, invitation, error, name)
-        return self._with_cookie(to_page("account"), await accounts.enter_browser(account))
+        return self._with_cookie(to_page("account"), await accounts.enter_browser(account, self._presented()))
 
     async def sign_out(self) -> Response:
         """Forget this browser."""
@@ -216,7 +221,11 @@ class _Desk:
     def _browser(self) -> SignedIn | None:
         """Who asks for a page."""
         require_navigation()
-        return self._people.accounts.signed_in(cookie_of(cookie_name(self._broker, "account")))
+        return self._people.accounts.signed_in(self._presented())
+
+    def _presented(self) -> str | None:
+        """The secret of who is signed in in this browser, good or not."""
+        return cookie_of(cookie_name(self._broker, "account"))
 
     async def _form(self) -> tuple[SignedIn, dict[str, str]]:
         """Who has sent a form, and what. Raises :class:`NotAuthenticated` and :class:`PermissionDenied`."""

@@ -77,8 +77,8 @@ class _Desk:
         """Where the provider sends the browser: sign in, and go on."""
         require_navigation()
         broker = self._broker_of()
-        browser = self._people_of().accounts.signed_in(cookie_of(cookie_name(broker, "account")))
-        outcome = await self._elsewhere().finish(request.args, cookie_of(cookie_name(broker, "oidc")), browser)
+        begun, presented = cookie_of(cookie_name(broker, "oidc")), cookie_of(cookie_name(broker, "account"))
+        outcome = await self._elsewhere().finish(request.args, begun, presented)
         key = outcome.purpose.key
         return self._with_cookie(to_page("account/allow" if key else "account", key), outcome)
 

@@ -15,7 +15,7 @@ from hypha.accounts.people import People
 from hypha.broker.access import Level
 from hypha.broker.broker import Broker
 from hypha.broker.registry import Workspace
-from hypha.errors import HyphaError, InvalidArgument
+from hypha.errors import HyphaError, InvalidArgument, NotStored
 from hypha.web import account_page as page
 from hypha.web import account_pages as pages
 from hypha.web.document import document, span
@@ -55,7 +55,8 @@ class OwnAccount:
         try:
             return await deed(browser, form.to_dict())
         except HyphaError as error:
-            answer = await self.show(browser, wrong=str(error), sent=form.to_dict())
+            wrong = f"done, but not kept: {error}" if isinstance(error, NotStored) else str(error)
+            answer = await self.show(browser, wrong=wrong, sent=form.to_dict())
             answer.status_code = error.status
             return answer
 

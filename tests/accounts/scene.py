@@ -65,6 +65,12 @@ class Town:
         assert secret is not None
         return await self.people.accounts.join(secret, name, PASSWORD, email)
 
+    async def administrator(self, name: str) -> Account:
+        """One more, whom whoever starts the server has invited."""
+        secret = self.people.accounts.first_invitation(always=True)
+        assert secret is not None
+        return await self.people.accounts.join(secret, name, PASSWORD)
+
     async def guest(self, owner: Account, name: str = "bob", email: str = "") -> Account:
         """Another one, invited."""
         secret = await self.people.accounts.invite(owner, email)

@@ -245,6 +245,25 @@ async def test_the_browsers_of_an_account_are_bounded_and_the_oldest_is_signed_o
     assert all(town.people.accounts.signed_in(secret) for secret in others)
 
 
+async def test_signing_in_again_takes_the_place_of_what_the_browser_had(nursery: trio.Nursery) -> None:
+    town = Town(nursery, replace(Limits(), browsers_per_account=2))
+    owner = await town.owner()
+    await town.guest(owner)
+    accounts = town.people.accounts
+    phone, laptop = [await accounts.sign_in("ada", PASSWORD, HERE) for _ in range(2)]
+    for _ in range(3):
+        before, laptop = laptop, await accounts.sign_in("ada", PASSWORD, HERE, laptop)
+        assert accounts.signed_in(before) is None
+    assert accounts.browsers_of(owner) == 2
+    with pytest.raises(NotAuthenticated):
+        await accounts.sign_in("bob", "wrong horse", HERE, laptop)
+    assert accounts.signed_in(laptop) is not None
+    await accounts.sign_in("bob", PASSWORD, HERE, laptop)  # somebody else comes to the same browser
+    await accounts.sign_in("bob", PASSWORD, HERE, "nonsense")
+    for now in (accounts, town.killed().people.accounts):
+        assert [now.signed_in(secret) is None for secret in (phone, laptop)] == [False, True]
+
+
 async def test_signing_out_ends_one_browser_and_another_password_all_others(town: Town) -> None:
     await town.owner()
     accounts = town.people.accounts
@@ -353,6 +372,29 @@ async def test_a_removed_account_leaves_nothing_that_works(town: Town) -> None:
     assert again.id != guest.id
 
 
+@pytest.mark.parametrize("case", ["lost", "late", "of a program"])
+async def test_a_removed_account_leaves_no_token_that_is_in_no_list(town: Town, case: str) -> None:
+    owner = await town.owner()
+    account = await town.guest(owner)
+    text = await town.people.tokens.issue(account, "x", 3600)
+    match case:
+        case "lost":
+            (key,) = [key for key in town.disk.records if key[0] == "issued"]
+            town.disk.records[key] = b"\xc1"
+            town = town.killed()
+        case "late":
+            town.later = 3610.0  # clocks may differ by half a minute
+        case _:
+            text = town.broker.tokens.issue(town.broker.tokens.verify(text), expires_in=60)
+    town.broker.authenticate(text)
+    again = town.people.accounts.get(owner.id)
+    assert again is not None
+    await town.people.remove(again, account.id)
+    for now in (town, town.killed()):
+        with pytest.raises(NotAuthenticated):
+            now.broker.authenticate(text)
+
+
 # --- what outlives the server -------------------------------------------------------------------------------------
 
 
@@ -374,6 +416,26 @@ async def test_accounts_invitations_and_browsers_outlive_a_kill(town: Town) -> N
     bob = await later.people.accounts.join(invitation, "bob", PASSWORD)
     assert bob.email == "bob@lab.example"
     assert [person.name for person in later.people.accounts.everybody()] == ["ada", "bob"]
+
+
+@pytest.mark.parametrize("broken", [b"\xc1", encode_value({"id": "of a later version"})])
+async def test_an_account_that_cannot_be_read_makes_nobody_else_the_owner(town: Town, broken: bytes) -> None:
+    early = town.people.accounts.first_invitation()
+    assert early is not None
+    await town.broker.records.kept()
+    (key,) = town.disk.records
+    invitation = town.disk.records[key]
+    await town.owner()
+    (account,) = [key for key in town.disk.records if key[0] == "account"]
+    town.disk.records |= {account: broken, key: invitation}
+    accounts = town.killed().people.accounts
+    assert accounts.everybody() == []
+    assert accounts.first_invitation() is None
+    with pytest.raises(NotFound):
+        accounts.invitation(early)
+    asked = accounts.first_invitation(always=True)  # who starts the server knows better
+    assert asked is not None
+    assert (await accounts.join(asked, "grace", PASSWORD)).is_admin
 
 
 async def test_records_of_another_form_are_left_alone(town: Town, caplog: pytest.LogCaptureFixture) -> None:

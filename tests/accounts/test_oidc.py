@@ -65,7 +65,7 @@ class Lab:
         """Somebody signs in there, and comes back with the same browser, in which *browser* is signed in here."""
         begun = begun or await self.begin(link, connects)
         query = dict(parse_qsl(self.there.visited(begun.address)))
-        return await self.elsewhere.finish(query, begun.cookie, self.town.people.accounts.signed_in(browser))
+        return await self.elsewhere.finish(query, begun.cookie, browser)
 
     def who(self, name: str) -> Account:
         return next(account for account in self.town.people.accounts.everybody() if account.name == name)
@@ -165,10 +165,12 @@ async def test_an_invitation_with_an_address_gives_that_one(lab: Lab) -> None:
 
 async def test_an_address_that_somebody_else_has_got_meanwhile_uses_no_invitation_up(lab: Lab) -> None:
     owner = await lab.town.owner(email="")
-    links = [await lab.town.people.accounts.invite(owner, "bob@lab.example") for _ in range(2)]
-    await lab.town.people.accounts.join(links[0], "bob", PASSWORD)
-    assert isinstance(await refusal(lab, link=links[1]), Conflict)
-    lab.town.people.accounts.invitation(links[1])
+    link = await lab.town.people.accounts.invite(owner, "bob@lab.example")
+    another = lab.town.people.accounts.first_invitation(always=True)
+    assert another is not None
+    await lab.town.people.accounts.join(another, "bob", PASSWORD, "bob@lab.example")
+    assert isinstance(await refusal(lab, link=link), Conflict)
+    lab.town.people.accounts.invitation(link)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +338,34 @@ async def test_only_the_browser_that_began_connects_its_account(lab: Lab, browse
     assert [account.identity for account in lab.town.people.accounts.everybody()] == [None, None]
 
 
+async def test_who_signs_out_while_the_provider_is_asked_connects_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = await lab.town.owner("grace", "")
+    cookie, mark = await signed_in(lab)
+    accounts, redeem = lab.town.people.accounts, lab.elsewhere.provider.redeem
+
+    async def slow(*args: Any) -> Any:
+        browser = accounts.signed_in(cookie)
+        assert browser is not None
+        await accounts.sign_out(browser)
+        return await redeem(*args)
+
+    monkeypatch.setattr(lab.elsewhere.provider, "redeem", slow)
+    with pytest.raises(PermissionDenied, match="not signed in any more"):
+        await lab.come(browser=cookie, connects=mark)
+    assert owner.identity is None
+
+
+async def test_signing_in_again_takes_the_place_of_what_the_browser_had(lab: Lab) -> None:
+    owner = await lab.town.owner("grace", "")
+    account = (await lab.come(link=await lab.town.people.accounts.invite(owner))).account
+    cookie, _ = await signed_in(lab)
+    await lab.come(browser=cookie)
+    accounts = lab.town.people.accounts
+    assert (accounts.signed_in(cookie), accounts.browsers_of(owner), accounts.browsers_of(account)) == (None, 0, 2)
+
+
 async def test_an_identity_is_of_one_account(lab: Lab) -> None:
     owner = await lab.town.owner("grace", "")
     await lab.come(link=await lab.town.people.accounts.invite(owner))
@@ -378,7 +408,7 @@ async def test_an_answer_is_taken_once_whatever_came_of_it(lab: Lab) -> None:
         for beginning in (begun, refused):
             with pytest.raises(HyphaError):
                 await answer(lab, beginning, **changes)
-    assert (lab.there.count("/token"), len(lab.elsewhere)) == (1, 0)
+    assert (lab.there.count("/token"), len(lab.elsewhere._begun)) == (1, 0)
 
 
 async def test_an_attempt_has_so_long(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +423,7 @@ async def test_an_attempt_has_so_long(lab: Lab, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InvalidArgument, match="took too long"):
         await answer(lab, begun[1])
     await lab.begin()
-    assert len(lab.elsewhere) == 1
+    assert len(lab.elsewhere._begun) == 1
 
 
 async def test_the_attempts_are_bounded_exactly_and_the_oldest_is_forgotten(lab: Lab) -> None:
@@ -401,7 +431,7 @@ async def test_the_attempts_are_bounded_exactly_and_the_oldest_is_forgotten(lab:
     await lab.town.owner("grace", "")
     lab.open("*")
     begun = [await lab.begin() for _ in range(4)]
-    assert len(lab.elsewhere) == 3
+    assert len(lab.elsewhere._begun) == 3
     with pytest.raises(InvalidArgument):
         await answer(lab, begun[0])
     for beginning in begun[1:]:

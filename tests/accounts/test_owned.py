@@ -18,7 +18,7 @@ def test_things_are_found_by_mark_and_by_account_in_their_order() -> None:
     assert owned.get("a") == Item("ada", 10)
     assert owned.get("missing") is None
     assert [mark for mark, _ in owned.of("ada")] == ["b", "a"]
-    assert (owned.count("ada"), owned.count("bob"), owned.count("eve"), len(owned)) == (2, 1, 0, 3)
+    assert (owned.count("ada"), owned.count("bob"), owned.count("eve"), len(owned._things)) == (2, 1, 0, 3)
     owned.discard("a")
     owned.discard("a")
     assert [mark for mark, _ in owned.of("ada")] == ["b"]
@@ -42,6 +42,6 @@ def test_what_comes_and_goes_leaves_nothing() -> None:
     for number in range(1000):
         owned.add(f"t{number}", Item("ada", 2**39))
         owned.discard(f"t{number}")
-    assert len(owned._ends) <= 2 * len(owned)
+    assert len(owned._ends) <= 2 * len(owned._things)
     owned.discard("stays")
     assert (len(owned._ends), owned._by_account) == (0, {})

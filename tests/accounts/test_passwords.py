@@ -61,9 +61,38 @@ async def test_text_that_is_no_unicode_is_a_wrong_password() -> None:
     assert not await passwords.match("\udcff" * 9, await passwords.hash("x" * 9))
 
 
-async def test_what_another_version_has_kept_is_not_taken_for_something_else() -> None:
-    with pytest.raises(ValueError, match="'argon2'"):
-        await Passwords(CHEAP).match("x", "argon2$1$1$1$AA==$AA==")
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "",
+        "nonsense",
+        "argon2$1$1$1$AA==$AA==",
+        "scrypt$2$1$1$AA==",
+        "scrypt$-2$1$1$AA==$" + "A" * 43 + "=",
+        "scrypt$3$1$1$AA==$" + "A" * 43 + "=",
+        "scrypt$2$0$1$AA==$" + "A" * 43 + "=",
+        "scrypt$1073741824$8$1$AA==$" + "A" * 43 + "=",
+        "scrypt$2$1$1$!$" + "A" * 43 + "=",
+        "scrypt$2$1$1$AA==$AA==",
+    ],
+)
+async def test_what_cannot_be_read_is_a_wrong_password_takes_as_long_and_is_said_once(
+    kept: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    passwords, costs = Passwords(CHEAP), []
+    compute = passwords._scrypt
+
+    async def counted(password: str, cost: Cost, salt: bytes) -> bytes:
+        costs.append(cost)
+        return await compute(password, cost, salt)
+
+    monkeypatch.setattr(passwords, "_scrypt", counted)
+    assert not await passwords.match("x", kept)
+    assert not await passwords.match("x", kept)
+    assert costs == [CHEAP, CHEAP]
+    (record,) = caplog.records
+    assert "none is right for its account" in record.getMessage()
+    assert not kept or kept not in record.getMessage()
 
 
 async def test_the_real_cost_is_paid_in_a_thread() -> None:

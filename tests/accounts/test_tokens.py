@@ -9,6 +9,7 @@ import trio
 
 from hypha.broker.access import Level, level_in
 from hypha.broker.broker import Credentials
+from hypha.broker.issuing import issue
 from hypha.config import Limits
 from hypha.errors import HyphaError, InvalidArgument, LimitExceeded, NotAuthenticated, NotFound, PermissionDenied
 from hypha.wire.dialect import MODERN
@@ -98,6 +99,44 @@ async def test_a_revoked_token_is_refused_at_once_and_its_clients_go(town: Town)
     assert transport.closed == [(1008, "the token was revoked")]
     assert town.people.tokens.of(owner) == [second]
     town.broker.authenticate(other)
+
+
+@pytest.mark.parametrize("way", ["the page", "an administrator", "a program"])
+async def test_who_has_stolen_a_token_cannot_make_it_stay_good(nursery: trio.Nursery, way: str) -> None:
+    town = Town(nursery, replace(Limits(), revoked_tokens_per_principal=2, revoked_tokens=2))
+    owner = await town.owner()
+    account, tokens = await town.guest(owner, email="bob@lab.example"), town.people.tokens
+    text = await tokens.issue(account, "laptop", 3600)
+    (item,) = tokens.of(account)
+    thief = town.broker.tokens.verify(text)
+    for _ in range(2):
+        child = issue(town.broker, thief, {}, {account.id: Level.READ}, None)[1]
+        town.broker.administration.revoke(thief, child)
+    with pytest.raises(LimitExceeded):
+        town.broker.administration.revoke(thief, issue(town.broker, thief, {}, {account.id: Level.READ}, None)[1])
+    match way:
+        case "the page":
+            await tokens.revoke(account, item.id)
+        case "an administrator":
+            await town.people.remove(owner, account.id)
+        case _:
+            town.broker.administration.revoke(account.as_member, text)
+            await town.broker.records.kept()
+    for now in (town, town.killed()):
+        with pytest.raises(NotAuthenticated):
+            now.broker.authenticate(text)
+
+
+async def test_who_makes_and_revokes_tokens_all_the_time_is_bounded_exactly(nursery: trio.Nursery) -> None:
+    town = Town(nursery, replace(Limits(), revoked_tokens_per_principal=2))
+    owner = await town.owner()
+    tokens = town.people.tokens
+    for _ in range(2):
+        await tokens.issue(owner, "x", 3600)
+        await tokens.revoke(owner, tokens.of(owner)[0].id)
+    town = town.killed()
+    with pytest.raises(LimitExceeded, match="revoked_tokens_per_principal = 2"):
+        await town.people.tokens.issue(owner, "x", 3600)
 
 
 async def test_a_token_is_revoked_by_its_own_account(town: Town) -> None:

@@ -181,6 +181,32 @@ async def test_tokens_are_issued_one_through_the_other_so_often(nursery: trio.Nu
         await peer.ask("generate_token")
 
 
+async def test_a_clock_that_jumps_ahead_and_back_makes_no_revoked_token_good(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    ahead = 0.0
+    scene = Scene(nursery=nursery, wall=lambda: EPOCH + trio.current_time() + ahead)
+    owner = scene.attach(scene.broker.admit(Credentials("owner")), dialect=MODERN)
+    token, other = [await ask(owner, "generate_token", {"expires_in": 100}) for _ in range(2)]
+    await ask(owner, "revoke_token", token)
+    scene.broker.sweep()
+    ahead = 1000.0
+    mock_clock.jump(1)
+    scene.broker.sweep()
+    assert await ask(owner, "list_tokens") == []
+    ahead = 0.0
+    scene.broker.sweep()
+    assert is_refused(scene.broker.authenticate, token)
+    (listed,) = await ask(owner, "list_tokens")  # it is good, and so it can still be revoked
+    assert listed["user"] == scene.broker.authenticate(other).id
+    ahead = -50.0
+    scene.broker.sweep()
+    ahead = 0.0
+    mock_clock.jump(180)
+    scene.broker.sweep()
+    assert len(scene.broker.tokens.revocations) == 0
+
+
 ONE, TWO, THREE = (Principal(name, is_anonymous=False) for name in ("one", "two", "three"))
 
 

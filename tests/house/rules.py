@@ -191,7 +191,7 @@ RULES = (
             "web/functions.py": 1,  # as in web/proxy.py
             "web/proxy.py": 1,  # a call over HTTP, forgotten when its client goes away
             "web/static.py": 1,  # a download, ended when its client goes away
-            "worker.py": 1,  # the orders of the parent
+            "worker.py": 2,  # the orders of the parent; that it is ready, which waits for the disk
         },
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -60,6 +61,16 @@ async def test_another_administrator_when_it_is_asked_for(tmp_path: Path) -> Non
             assert await join(await printed(server, command), name) == 303
             server.kill(signal.SIGTERM)
             await server.ended()
+
+
+async def test_a_link_that_is_printed_outlives_a_kill(tmp_path: Path) -> None:
+    async with live(SERVER, tmp_path) as server:
+        link = await printed(server, SERVER)
+        os.kill(server.worker(), signal.SIGKILL)
+        await server.running.wait_for(r"^hypha: back after", "stderr")
+        assert await join(link, "ada") == 303
+        server.kill(signal.SIGTERM)
+        await server.ended()
 
 
 async def test_a_link_outlives_the_worker_that_has_made_it(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import trio
 
 from hypha.broker.access import Level, level_in
 from hypha.config import Config, Limits
+from hypha.errors import NotStored
 from tests.web.person import ORIGIN, PASSWORD, Chrome, alert, field_of, opened, people_of, shown
 from tests.web.stack import MemoryStack
 from tests.web.wires import Closed, Refused, http, join, upgrade
@@ -39,6 +40,42 @@ async def chrome(server: MemoryStack) -> Chrome:
 
 
 # --- the pages ----------------------------------------------------------------------------------------------------
+
+
+async def test_signing_in_again_leaves_other_browsers_signed_in(tmp_path: Path) -> None:
+    async with opened(Config(data_dir=tmp_path, limits=replace(Limits(), browsers_per_account=2))) as stack:
+        phone, laptop = Chrome(stack), Chrome(stack)
+        await phone.become()
+        for _ in range(3):
+            await laptop.post("/account/sign-in", {"name": "ada", "password": PASSWORD})
+        assert people_of(stack).accounts.signed_in(phone.cookie.partition("=")[2]) is not None
+
+
+async def test_what_the_disk_does_not_take_is_done_and_said_to_be_so(
+    chrome: Chrome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people, records = people_of(chrome.stack), chrome.stack.broker.records
+    link = await people.accounts.invite(people.accounts.everybody()[0])
+
+    async def full() -> None:
+        raise NotStored("the disk is full")
+
+    fields = {"link": link, "name": "bob", "password": PASSWORD}
+    monkeypatch.setattr(records, "kept", full)
+    answer = await Chrome(chrome.stack).post("/account/join", fields)
+    assert (answer.status, b"Done, but not kept" in answer.body) == (507, True)
+    monkeypatch.undo()
+    assert (await Chrome(chrome.stack).post("/account/sign-in", fields)).status == 303
+
+
+async def test_invitations_that_are_not_accepted_are_counted_by_address(tmp_path: Path) -> None:
+    async with opened(Config(data_dir=tmp_path, limits=replace(Limits(), sign_in_tries_per_address=2))) as stack:
+        await Chrome(stack).become()
+        (owner,) = people_of(stack).accounts.everybody()
+        link = await people_of(stack).accounts.invite(owner)
+        fields = {"link": link, "name": "ada", "password": PASSWORD}
+        statuses = [(await Chrome(stack).post("/account/join", fields)).status for _ in range(3)]
+    assert statuses == [409, 409, 429]
 
 
 async def test_the_first_account_is_made_and_is_signed_in(server: MemoryStack) -> None:
