@@ -5,9 +5,9 @@ speaks for the whole origin, which all services share with the server: a service
 forget the data of all, a policy for the host, reports on all requests, of which some hold secrets in their addresses, a
 say in what the browser tells or keeps apart, a cookie by which :mod:`hypha.web.rpc` knows a client or
 :mod:`hypha.web.accounts` a person, an opener policy by which a window with such a person's pages could be kept. What
-speaks for one page alone passes, such as ``Reporting-Endpoints`` and ``Origin-Trial``. A token
-of ours is worth all of its user's workspaces, so that no application gets to see it. What else stands in
-``Authorization`` is for the application.
+speaks for one page alone passes, such as ``Reporting-Endpoints`` and ``Origin-Trial``. A token of ours is worth all of
+its user's workspaces, so that no application gets to see it. What else stands in ``Authorization`` is for the
+application.
 """
 
 from __future__ import annotations
