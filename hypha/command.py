@@ -24,6 +24,7 @@ from hypha.config import (
     parse_limits,
     parse_log_level,
     parse_mounts,
+    parse_networks,
     parse_origins,
     parse_port,
     parse_public_base_url,
@@ -139,6 +140,9 @@ def _add_address_options(parser: argparse.ArgumentParser, defaults: Config) -> N
     group.add_argument("--base-path", metavar="PATH", help="path below which the server lives, for example /hypha")
     group.add_argument("--public-base-url", metavar="URL", help="address that clients are told, behind a proxy")
     group.add_argument("--allow-origins", metavar="ORIGINS", help="web origins, separated by commas, or *")
+    group.add_argument(
+        "--trusted-proxies", metavar="NETWORKS", help="proxies in front, by whose word a client's address is known"
+    )
 
 
 def _add_serving_options(parser: argparse.ArgumentParser, defaults: Config) -> None:
@@ -261,6 +265,8 @@ def _to_config(options: argparse.Namespace, defaults: Config) -> Config:
         values["oidc_issuer"] = parse_issuer(options.oidc_issuer)
     if options.oidc_client_id is not None:
         values["oidc_client_id"] = options.oidc_client_id
+    if options.trusted_proxies is not None:
+        values["trusted_proxies"] = parse_networks(options.trusted_proxies)
     if options.oidc_domains is not None:
         values["oidc_domains"] = parse_domains(options.oidc_domains)
     config = replace(defaults, **values)

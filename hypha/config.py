@@ -218,7 +218,8 @@ class Config:
     as information (``protocol.md`` 1.1); without it they are told the address that they connected to.
     *services_config* is a file that can be read, and *startup_functions* are ``module_or_file:function``; what they
     hold is checked by the process that serves. *chromium_path* is the browser in which apps run, a name or a path;
-    without it one is looked for. *owner_link*: each start invites an administrator. *oidc_issuer* is the OpenID Connect
+    without it one is looked for. *trusted_proxies* are networks of whose machines it is believed for whom they ask.
+    *owner_link*: each start invites an administrator. *oidc_issuer* is the OpenID Connect
     provider at which people can sign in, and *oidc_domains* are the domains of e-mail addresses that make an account
     there without an invitation, ``*`` for all. *environ* is what the programs that start with the server see of the
     environment (:data:`PASSED_ON`); it says where the server runs, not what it is told.
@@ -233,6 +234,7 @@ class Config:
     listing: bool = True
     follow_symlinks: bool = False
     allow_origins: tuple[str, ...] = ("*",)
+    trusted_proxies: tuple[str, ...] = ()
     log_level: str = "info"
     services_config: Path | None = None
     startup_functions: tuple[str, ...] = ()
@@ -263,6 +265,7 @@ class Config:
         document["data_dir"] = Path(document["data_dir"])
         document["static_mounts"] = tuple(Mount(path, Path(name)) for path, name in document["static_mounts"])
         document["allow_origins"] = tuple(document["allow_origins"])
+        document["trusted_proxies"] = tuple(document["trusted_proxies"])
         document["startup_functions"] = tuple(document["startup_functions"])
         document["oidc_domains"] = tuple(document["oidc_domains"])
         if document["services_config"] is not None:
@@ -277,7 +280,8 @@ class Config:
         Reads ``HYPHA_HOST``, ``HYPHA_PORT``, ``HYPHA_BASE_PATH``, ``HYPHA_PUBLIC_BASE_URL``, ``HYPHA_DATA_DIR``,
         ``HYPHA_STATIC_MOUNTS`` (separated by spaces or line ends; one that holds spaces in quotes),
         ``HYPHA_LISTING``, ``HYPHA_FOLLOW_SYMLINKS``,
-        ``HYPHA_ALLOW_ORIGINS`` (separated by commas), ``HYPHA_LOG_LEVEL``, ``HYPHA_SERVICES_CONFIG``,
+        ``HYPHA_ALLOW_ORIGINS`` and ``HYPHA_TRUSTED_PROXIES`` (separated by commas), ``HYPHA_LOG_LEVEL``,
+        ``HYPHA_SERVICES_CONFIG``,
         ``HYPHA_STARTUP_FUNCTIONS`` (separated like the mounts), ``HYPHA_ENABLE_SERVER_APPS``,
         ``HYPHA_CHROMIUM_PATH``, ``HYPHA_OWNER_LINK``, ``HYPHA_OIDC_ISSUER``, ``HYPHA_OIDC_CLIENT_ID``,
         ``HYPHA_OIDC_DOMAINS`` and ``HYPHA_LIMIT_<NAME>``, which are also the defaults of the command line, and
@@ -314,6 +318,8 @@ class Config:
                 values[name] = _parse_flag(f"HYPHA_{name.upper()}", given[name])
         if given.get("allow_origins"):
             values["allow_origins"] = parse_origins(given["allow_origins"])
+        if given.get("trusted_proxies"):
+            values["trusted_proxies"] = parse_networks(given["trusted_proxies"])
         if given.get("oidc_issuer"):
             values["oidc_issuer"] = parse_issuer(given["oidc_issuer"])
         if given.get("oidc_domains"):
@@ -390,6 +396,18 @@ def parse_domains(text: str) -> tuple[str, ...]:
         if item != "*" and not _DOMAIN.fullmatch(item):
             raise ConfigError(f"e-mail domain {item!r}: write it as lab.example (no patterns), or * for everybody")
     return found
+
+
+def parse_networks(text: str) -> tuple[str, ...]:
+    """Network addresses, and networks of them, separated by commas. Raises :class:`ConfigError`."""
+    return tuple(_parse_network(item.strip()) for item in text.split(",") if item.strip())
+
+
+def _parse_network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ConfigError(f"proxy {text!r}: write it as 192.0.2.1 or as a network, 192.0.2.0/24") from error
 
 
 def parse_origins(text: str) -> tuple[str, ...]:

@@ -73,6 +73,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         [
             *("--host", "0.0.0.0", "--port", "0", "--base-path", "lab/", "--public-base-url", "https://lab.example/h/"),
             *("--allow-origins", "https://a.example,http://b.example:81", "--static-mounts", f"/t:{tmp_path}"),
+            *("--trusted-proxies", "127.0.0.1, 10.0.0.0/8"),
             *("--data-dir", "d", "--no-listing", "--follow-symlinks", "--log-level", "DEBUG", "--single-process"),
             *("--services-config", f"{tmp_path}/s.yaml", "--startup-functions", "a.py:f", "b.c:g"),
             *("--startup-functions", "d:h", "--enable-server-apps", "--chromium-path", "/opt/chrome"),
@@ -92,6 +93,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
             listing=False,
             follow_symlinks=True,
             allow_origins=("https://a.example", "http://b.example:81"),
+            trusted_proxies=("127.0.0.1/32", "10.0.0.0/8"),
             log_level="debug",
             services_config=tmp_path / "s.yaml",
             startup_functions=("a.py:f", "b.c:g", "d:h"),

@@ -28,6 +28,7 @@ from hypha.config import (
     parse_log_level,
     parse_mount,
     parse_mounts,
+    parse_networks,
     parse_origins,
     parse_port,
     parse_public_base_url,
@@ -244,6 +245,12 @@ def test_origins_are_written_as_browsers_send_them(text: str, origins: tuple[str
     assert parse_origins(text) == origins
 
 
+@pytest.mark.parametrize("text", ["proxy.example", "192.0.2.1/16", "192.0.2", "*", "192.0.2.1:80"])
+def test_proxies_that_are_no_networks(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"write it as 192\.0\.2\.1 or as a network"):
+        parse_networks(text)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -314,6 +321,7 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
             "HYPHA_LISTING": "no",
             "HYPHA_FOLLOW_SYMLINKS": "1",
             "HYPHA_ALLOW_ORIGINS": "https://a.example,https://b.example",
+            "HYPHA_TRUSTED_PROXIES": "192.0.2.1, 2001:db8::/32",
             "HYPHA_LOG_LEVEL": "DEBUG",
             "HYPHA_OWNER_LINK": "1",
             "HYPHA_OIDC_ISSUER": "https://id.example/realms/lab",
@@ -333,6 +341,7 @@ def test_the_environment_sets_everything(tmp_path: Path, monkeypatch: pytest.Mon
         listing=False,
         follow_symlinks=True,
         allow_origins=("https://a.example", "https://b.example"),
+        trusted_proxies=("192.0.2.1/32", "2001:db8::/32"),
         log_level="debug",
         services_config=Path("s.yaml"),
         startup_functions=("a.py:f", "b c.py:g"),
@@ -406,6 +415,7 @@ _CONFIGS = st.builds(
     listing=st.booleans(),
     follow_symlinks=st.booleans(),
     allow_origins=st.lists(_TEXT, max_size=3).map(tuple),
+    trusted_proxies=st.lists(_TEXT, max_size=3).map(tuple),
     log_level=_TEXT,
     services_config=st.none() | st.builds(Path, _TEXT),
     startup_functions=st.lists(_TEXT, max_size=3).map(tuple),

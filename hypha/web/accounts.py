@@ -25,6 +25,7 @@ from hypha.errors import HyphaError, NotFound, NotStored
 from hypha.web import account_pages as pages
 from hypha.web.document import document, sentence, span
 from hypha.web.forms import (
+    asked_from,
     cookie_name,
     cookie_of,
     is_secure,
@@ -156,7 +157,7 @@ class _Desk:
         name, password, key = (form.get(field, "") for field in ("name", "password", "key"))
         try:
             presented = self._presented()
-            secret = await self._people.accounts.sign_in(name, password, request.remote_addr, presented)
+            secret = await self._people.accounts.sign_in(name, password, asked_from(self._broker), presented)
         except HyphaError as error:
             return self._sign_in_page(key, error, name)
         # The address is ours, whatever was sent: a key only chooses which page.
@@ -171,9 +172,9 @@ class _Desk:
         password = form.get("password", "")
         try:
             if invitation.account is None:
-                account = await accounts.join(secret, name, password, form.get("email", ""), request.remote_addr)
+                account = await accounts.join(secret, name, password, form.get("email", ""), asked_from(self._broker))
             else:
-                account = await accounts.renew(secret, password, request.remote_addr)
+                account = await accounts.renew(secret, password, asked_from(self._broker))
         except (NotFound, NotStored):  # there is nothing to be sent again
             raise
         except HyphaError as error:

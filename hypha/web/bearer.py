@@ -8,7 +8,7 @@ from hypha.broker.access import Principal
 from hypha.broker.broker import Broker
 from hypha.broker.throttle import place
 from hypha.errors import NotAuthenticated
-from hypha.web.http import bearer_token
+from hypha.web.http import bearer_token, client_address
 
 
 def principal_of(broker: Broker, scope: HTTPScope) -> Principal:
@@ -29,5 +29,5 @@ def count_bad_token(broker: Broker, scope: HTTPScope | WebsocketScope) -> None:
     A good one is never refused for that: many share an address, and one of their programs may go on showing a token
     that has expired.
     """
-    client = scope["client"]
-    broker.bad_tokens.take(place(client[0] if client else None), broker.now())
+    address = client_address(scope, broker.config.trusted_proxies)
+    broker.bad_tokens.take(place(address), broker.now())

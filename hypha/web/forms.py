@@ -21,7 +21,7 @@ from hypha.accounts.people import People
 from hypha.broker.broker import Broker
 from hypha.config import KIB
 from hypha.errors import NotAuthenticated, PermissionDenied, TooLarge, UnsupportedContent
-from hypha.web.http import base_url, header, media_type
+from hypha.web.http import base_url, client_address, header, media_type
 from hypha.web.rpc import COOKIE_PREFIX
 
 _MAX_FORM = 16 * KIB
@@ -96,6 +96,11 @@ def own_url(broker: Broker) -> str:
         return broker.config.public_base_url
     origin = _origin(header(_scope(), b"origin")) if request.method == "POST" else None
     return f"{origin}{request.root_path}" if origin is not None else base_url(_scope(), request.root_path)
+
+
+def asked_from(broker: Broker) -> str | None:
+    """The network address that this request comes from."""
+    return client_address(_scope(), broker.config.trusted_proxies)
 
 
 def is_secure() -> bool:

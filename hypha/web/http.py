@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import trio
@@ -39,6 +41,31 @@ def base_url(scope: HTTPScope | WebsocketScope, base_path: str) -> str:
         host = (f"[{name}]" if ":" in name else name) + (f":{port}" if port else "")
     scheme = "https" if scope["scheme"] in {"https", "wss"} else "http"
     return f"{scheme}://{host}{base_path}"
+
+
+def client_address(scope: HTTPScope | WebsocketScope, proxies: tuple[str, ...]) -> str | None:
+    """From where a request comes, as far as that is known; None for what comes from no network.
+
+    Of a proxy in one of the networks *proxies* it is believed for whom it asks (``X-Forwarded-For``, to the end of
+    which each proxy adds who has asked it).
+    """
+    address = scope["client"][0] if scope["client"] else None
+    said = [part.strip() for part in header(scope, b"x-forwarded-for").split(",") if part.strip()] if proxies else []
+    while said and is_within(address, proxies):
+        address = said.pop()
+    return address
+
+
+@lru_cache(maxsize=1000)
+def is_within(address: str | None, networks: tuple[str, ...]) -> bool:
+    """Whether *address* is one of *networks*, also as IPv4 in IPv6."""
+    try:
+        number = ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    if number.version == 6 and number.ipv4_mapped is not None:
+        number = number.ipv4_mapped
+    return any(number in ipaddress.ip_network(network) for network in networks)
 
 
 def credentials(scope: HTTPScope | WebsocketScope) -> tuple[str, str]:

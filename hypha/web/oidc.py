@@ -16,6 +16,7 @@ from hypha.web import account_pages as pages
 from hypha.web.accounts import for_people, to_page
 from hypha.web.document import document
 from hypha.web.forms import (
+    asked_from,
     cookie_name,
     cookie_of,
     is_secure,
@@ -64,7 +65,7 @@ class _Desk:
         connects = sender(broker, self._people_of(), form).mark if "form" in form else ""
         elsewhere = self._elsewhere()
         purpose = Purpose(form.get("key", ""), form.get("link", ""), connects)
-        begun = await elsewhere.begin(purpose, f"{own_url(broker)}{_CALLBACK}", request.remote_addr)
+        begun = await elsewhere.begin(purpose, f"{own_url(broker)}{_CALLBACK}", asked_from(broker))
         provider = host_of(elsewhere.provider.issuer)
         answer = document(provider, pages.elsewhere(to_root(), provider, begun.address))
         # No redirection: to browsers that would be part of sending the form, which our policy lets come to us alone.

@@ -19,7 +19,7 @@ from hypha.errors import HyphaError, InvalidArgument, NotStored
 from hypha.web import account_page as page
 from hypha.web import account_pages as pages
 from hypha.web.document import document, span
-from hypha.web.forms import own_url, sender, sent_form, to_root
+from hypha.web.forms import asked_from, own_url, sender, sent_form, to_root
 from hypha.web.shares import require_function
 
 #: Does what a form says, with what it holds.
@@ -197,7 +197,7 @@ class OwnAccount:
 
     async def _change_password(self, browser: SignedIn, form: dict[str, str]) -> Response:
         old, new = form.get("old", ""), form.get("new", "")
-        await self._people.accounts.change_password(browser, old, new, request.remote_addr)
+        await self._people.accounts.change_password(browser, old, new, asked_from(self._broker))
         return await self.show(browser, "The password is changed.")
 
 

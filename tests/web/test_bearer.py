@@ -9,7 +9,7 @@ import trio.testing
 
 from hypha.broker.access import Principal
 from hypha.config import Config, Limits
-from tests.web.stack import MemoryStack, memory_stack
+from tests.web.stack import MemoryStack, loopback_stack, memory_stack
 from tests.web.wires import HttpAnswer, http
 
 PATHS = ["/workspaces", "/public/services/hypha-login/profile", "/api/users"]
@@ -39,3 +39,18 @@ async def test_what_is_a_password_of_an_application_is_no_bad_token(
         for _ in range(3):
             assert (await ask(stack, "/public/apps/missing/", "its own")).status == 401
         assert len(stack.broker.bad_tokens) == 0
+
+
+@pytest.mark.parametrize("proxies", [(), ("127.0.0.1/32",)])
+async def test_who_comes_by_a_proxy_is_counted_as_itself_where_the_proxy_is_known(
+    proxies: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = Config(data_dir=tmp_path, trusted_proxies=proxies, limits=Limits(bad_tokens_per_address=1))
+    async with loopback_stack(config) as stack:
+        for address, status in (
+            ("198.51.100.1", 401),
+            ("198.51.100.2", 401 if proxies else 429),
+            ("198.51.100.1", 429),
+        ):
+            headers = {"Authorization": "Bearer bad", "X-Forwarded-For": address}
+            assert (await http(stack, "/workspaces", headers=headers)).status == status

@@ -6,7 +6,7 @@ import pytest
 from hypercorn.typing import HTTPScope, WebsocketScope
 
 from hypha.errors import NotAuthenticated
-from hypha.web.http import base_url, bearer_token, header
+from hypha.web.http import base_url, bearer_token, client_address, header
 from hypha.web.lookup import Target, parse_path
 from hypha.web.upgrade import is_python, parse_query
 from tests.web.asgi_client import http_scope
@@ -132,3 +132,28 @@ def test_python_clients_are_known_by_what_they_say_of_themselves(agent: str, exp
 )
 def test_paths_of_functions(path: str, target: Target | None) -> None:
     assert parse_path(path) == target
+
+
+@pytest.mark.parametrize(
+    ("client", "said", "proxies", "address"),
+    [
+        ("192.0.2.1", "198.51.100.7", (), "192.0.2.1"),  # nobody is believed
+        ("192.0.2.1", "198.51.100.7", ("192.0.2.0/24",), "198.51.100.7"),
+        ("192.0.2.9", "198.51.100.7", ("192.0.2.1/32",), "192.0.2.9"),  # who connects is no proxy
+        ("192.0.2.1", "203.0.113.5, 198.51.100.7", ("192.0.2.0/24",), "198.51.100.7"),  # what its client says is not
+        ("192.0.2.1", "203.0.113.5, 192.0.2.2", ("192.0.2.0/24",), "203.0.113.5"),  # one proxy behind the other
+        ("::ffff:192.0.2.1", "2001:db8::7", ("192.0.2.0/24",), "2001:db8::7"),
+        ("192.0.2.1", "", ("192.0.2.0/24",), "192.0.2.1"),
+        ("192.0.2.1", "unknown", ("192.0.2.0/24",), "unknown"),
+    ],
+)
+def test_from_where_a_request_comes(client: str, said: str, proxies: tuple[str, ...], address: str) -> None:
+    scope = asking(**({"x_forwarded_for": said} if said else {}))
+    scope["client"] = (client, 1234)
+    assert client_address(scope, proxies) == address
+
+
+def test_what_comes_from_no_network_comes_from_nowhere() -> None:
+    scope = asking(x_forwarded_for="198.51.100.7")
+    scope["client"] = None
+    assert client_address(scope, ("192.0.2.0/24",)) is None
