@@ -20,6 +20,7 @@ UNBOUNDED = (
     "anonymous_workspaces_per_principal",
     "revoked_tokens",
     "revoked_tokens_per_principal",
+    "bad_tokens_per_address",
 )
 FLAGS = tuple(f"--limit={name}=100000000" for name in UNBOUNDED)
 
