@@ -29,6 +29,7 @@ STYLE = """
   input, select { min-height: 2.75rem; }
   form.tall input, form.tall select, textarea { display: block; width: 100%; margin-top: .25rem; }
   button, a.button { cursor: pointer; font-weight: 600; }
+  button:disabled { cursor: default; opacity: .5; }
   button.main, a.button { background: var(--mark); border-color: var(--mark); color: Canvas; }
   a.button { display: block; text-align: center; text-decoration: none; }
   form.tall button { width: 100%; margin-top: 1.2rem; }
@@ -84,23 +85,22 @@ _PAGE = Template("""<!doctype html>
 <main>
 $content
 </main>
-<script>$script</script>
+$script
 </html>
 """)
 
 
-def source(text: str) -> str:
+def _source(text: str) -> str:
     """An inline script or style as a source of the Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 _HEADERS = {
-    "X-Frame-Options": "DENY",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
 }
+_ALONE = {"X-Frame-Options": "DENY", "Cross-Origin-Opener-Policy": "same-origin"}
 
 
 #: Of a page nobody else learns the address. One without forms that must say where they come from can keep it from pages
@@ -116,19 +116,22 @@ def document(
     script: str = SCRIPT,
     connects: bool = False,
     referrer: str = SAME_ORIGIN,
+    alone: bool = True,
 ) -> Response:
     """A page. *content* is HTML, *title* is text. *connects*: whether its script may ask the server.
 
-    *referrer*: who learns its address, from where a link or the history of its tab leads.
+    *referrer*: who learns its address, from where a link or the history of its tab leads. *alone*: whether no frame may
+    hold it, and no opener keep its window.
     """
-    text = _PAGE.substitute(title=escape(title), style=STYLE, content=content, script=script)
-    connections = "'self'" if connects else "'none'"
+    element, scripts = (f"<script>{script}</script>", _source(script)) if script else ("", "'none'")
+    text = _PAGE.substitute(title=escape(title), style=STYLE, content=content, script=element)
+    connections, frames = ("'self'" if allowed else "'none'" for allowed in (connects, not alone))
     policy = (
-        f"default-src 'none'; script-src {source(script)}; style-src {source(STYLE)}; img-src data:; "
+        f"default-src 'none'; script-src {scripts}; style-src {_source(STYLE)}; img-src data:; "
         f"connect-src {connections}; "
-        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        f"base-uri 'none'; form-action 'self'; frame-ancestors {frames}"
     )
-    headers = {"Content-Security-Policy": policy, "Referrer-Policy": referrer, **_HEADERS}
+    headers = {"Content-Security-Policy": policy, "Referrer-Policy": referrer, **_HEADERS, **(_ALONE if alone else {})}
     return Response(text, status=status, mimetype="text/html", headers=headers)
 
 

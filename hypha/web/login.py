@@ -16,23 +16,9 @@ from quart_trio import QuartTrio
 
 from hypha.broker.broker import Broker
 from hypha.broker.login import PAGE, Attempt
-from hypha.web.document import ago, source, span
+from hypha.web.document import NO_REFERRER, ago, document, span
 
 _KEPT = ("key", "workspace", "expires_in")
-
-_STYLE = """
-  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 32rem; margin: 3rem auto; padding: 0 1rem; }
-  form { margin: 2rem 0; }
-  label, button, input { display: block; width: 100%; box-sizing: border-box; font: inherit; }
-  input, button { padding: .6rem .75rem; margin: .4rem 0; border: 1px solid; border-radius: .4rem; }
-  button { cursor: pointer; font-weight: 600; }
-  button:disabled { cursor: default; opacity: .5; }
-  small { opacity: .8; }
-  b { overflow-wrap: anywhere; }
-  a.button { display: block; padding: .6rem .75rem; border: 1px solid; border-radius: .4rem; font-weight: 600;
-    text-align: center; text-decoration: none; color: #fff; background: #0a66c2; }
-  :focus-visible { outline: 3px solid #0a66c2; outline-offset: 2px; }
-"""
 
 _SCRIPT = """
   const key = new URLSearchParams(location.search).get("key");
@@ -71,37 +57,21 @@ _SCRIPT = """
   answers("paste", () => document.getElementById("token").value.trim());
 """
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>Hypha: $title</title>
-<style>$style</style>
-<main>
-<h1>$title</h1>
-$content
-</main>
-</html>
-""")
-
 _ASK = Template("""<div id="ask">
 <p>$program started to log in $time and waits for a token. It asks for $what.</p>
 <p>Go on only if you have started it yourself: with the token it acts in your place.</p>
 <p><a class="button" href="../../../account/allow?key=$key">Sign in and let it in</a></p>
 $anonymous
-<form id="paste">
-<label for="token">A token of this server</label>
-<input id="token" type="password" autocomplete="off" spellcheck="false" required>
+<form id="paste" class="tall">
+<label>A token of this server
+<input id="token" type="password" autocomplete="off" spellcheck="false" required></label>
 <button>Give the program this token</button>
 </form>
 <noscript><p>This page needs JavaScript.</p></noscript>
 </div>
-<p id="status" role="status"></p>
-<script>$script</script>""")
+<p id="status" role="status"></p>""")
 
-_ANONYMOUS = """<form id="anonymous">
+_ANONYMOUS = """<form id="anonymous" class="tall">
 <button>Continue as a new anonymous user</button>
 <small>The program gets a token for a new user, with a workspace of its own.</small>
 </form>"""
@@ -113,17 +83,6 @@ _OVER = (
 _LOGOUT = """<p>A program is logged in as long as it has its token: end the program, or revoke the token in
 <a href="../../../account">your account</a>, where you also sign out of this browser. Of who has no account this server
 keeps nothing here, so there is nothing to log out of.</p>"""
-
-
-_HEADERS = {
-    "Content-Security-Policy": (
-        f"default-src 'none'; script-src {source(_SCRIPT)}; style-src {source(_STYLE)}; img-src data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-    ),
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",  # the key stands in the address
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
@@ -141,7 +100,9 @@ def add_routes(app: QuartTrio, broker_of: Callable[[], Broker]) -> None:
             return _page("Log out", _LOGOUT)
         broker, key = broker_of(), request.args.get("key", "")
         attempt = broker.login.waiting(key)
-        return _page("Log in", _OVER if attempt is None else _question(key, attempt, broker.now() - attempt.since))
+        if attempt is None:
+            return _page("Log in", _OVER)
+        return _page("Log in", _question(key, attempt, broker.now() - attempt.since), _SCRIPT)
 
 
 def _to(place: str) -> Response:
@@ -152,9 +113,10 @@ def _to(place: str) -> Response:
     return answer
 
 
-def _page(title: str, content: str) -> Response:
-    text = _PAGE.substitute(title=title, style=_STYLE, content=content)
-    return Response(text, mimetype="text/html", headers=_HEADERS)
+def _page(title: str, content: str, script: str = "") -> Response:
+    content = f"<header><h1>{title}</h1></header>\n{content}"
+    # The key stands in the address; and clients may show the page in a frame of theirs, on our own origin.
+    return document(title, content, script=script, connects=bool(script), referrer=NO_REFERRER, alone=False)
 
 
 def asked(attempt: Attempt, age: float) -> tuple[str, str, str]:
@@ -178,5 +140,4 @@ def _question(key: str, attempt: Attempt, age: float) -> str:
         key=quote(key, safe=""),
         # A new user has no part in a workspace that is there already.
         anonymous=_ANONYMOUS if attempt.workspace is None else "",
-        script=_SCRIPT,
     )
