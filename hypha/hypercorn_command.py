@@ -74,7 +74,6 @@ class _CommandApp:
         command = multiprocessing.parent_process()
         if command is not None and command.pid is not None:
             die_with_parent(command.pid)
-
         async with trio.open_nursery() as nursery:
             await nursery.start(_swallow_sigterm if command else _terminate_on_signal)
             await self._app(scope, receive, partial(self._tell, send))

@@ -52,7 +52,7 @@ class Provider:
         self._lock = trio.Lock()
         # Nothing stays open between two requests: so nothing is to be closed at the end.
         pool = httpx.Limits(max_connections=_AT_ONCE, max_keepalive_connections=0)
-        self._client = httpx.AsyncClient(limits=pool, timeout=None, follow_redirects=False)  # noqa: S113  see _fetch
+        self._client = httpx.AsyncClient(limits=pool, timeout=None, follow_redirects=False)  # noqa: S113  _in_time bounds it
 
     async def address(self, state: str, attempt: Attempt) -> str:
         """Where a browser goes to sign in.

@@ -39,18 +39,21 @@ class Throttle:
         return len(self._used)
 
 
-def place(address: str | None) -> str:
-    """What *address* counts as: of IPv6, everybody has a whole network of 64 bits to choose from.
-
-    A socket for both writes IPv4 as IPv6, which counts as what it is.
-    """
+def parse_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """A network address, None for what is none. A socket for both writes IPv4 as IPv6; it is taken for what it is."""
     try:
-        number = ipaddress.ip_address(address or "")
+        number = ipaddress.ip_address(text or "")
     except ValueError:
+        return None
+    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
+    return mapped or number
+
+
+def place(address: str | None) -> str:
+    """What *address* counts as: of IPv6, everybody has a whole network of 64 bits to choose from."""
+    number = parse_address(address)
+    if number is None:
         return "elsewhere"
-    if isinstance(number, ipaddress.IPv6Address):
-        if number.ipv4_mapped is not None:
-            return str(number.ipv4_mapped)
-        if not number.is_loopback:
-            return str(ipaddress.ip_network((int(number), 64), strict=False))
+    if number.version == 6 and not number.is_loopback:
+        return str(ipaddress.ip_network((int(number), 64), strict=False))
     return str(number)

@@ -14,6 +14,7 @@ from typing import Any
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, HTTPScope, WebsocketScope
 
+from hypha.broker.throttle import parse_address
 from hypha.config import KIB, Limits
 from hypha.errors import CallTimeout, HyphaError, LimitExceeded, NotAuthenticated, PeerGone, TooLarge
 
@@ -59,13 +60,8 @@ def client_address(scope: HTTPScope | WebsocketScope, proxies: tuple[str, ...]) 
 @lru_cache(maxsize=1000)
 def is_within(address: str | None, networks: tuple[str, ...]) -> bool:
     """Whether *address* is one of *networks*, also as IPv4 in IPv6."""
-    try:
-        number = ipaddress.ip_address(address or "")
-    except ValueError:
-        return False
-    if number.version == 6 and number.ipv4_mapped is not None:
-        number = number.ipv4_mapped
-    return any(number in ipaddress.ip_network(network) for network in networks)
+    number = parse_address(address)
+    return number is not None and any(number in ipaddress.ip_network(network) for network in networks)
 
 
 def credentials(scope: HTTPScope | WebsocketScope) -> tuple[str, str]:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, unquote
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
-from quart import Response, request
+from quart import Response
 from quart_trio import QuartTrio
 
 from hypha.accounts.people import People
@@ -19,8 +19,8 @@ from hypha.broker.access import Principal
 from hypha.broker.broker import Broker
 from hypha.errors import HyphaError, NotFound
 from hypha.web.document import NO_REFERRER, document, sentence, span
-from hypha.web.forms import to_root
-from hypha.web.http import base_url, send_error
+from hypha.web.forms import own_url, to_root
+from hypha.web.http import send_error
 from hypha.web.lookup import Target, fetch, find, find_function, parameters, required
 from hypha.web.proxy import Proxy
 from hypha.wire import values
@@ -144,7 +144,6 @@ async def _page(broker: Broker, people: People, share: Share, link: str) -> str:
     account = people.accounts.get(share.account)
     owner = account.name if account is not None else ""
     left = "" if share.calls is None else f' Calls that are left: <b id="left">{share.calls - share.used}</b>.'
-    base = broker.config.public_base_url or base_url(cast(HTTPScope, request.scope), request.root_path)
     forms = ""
     if share.calls is not None and share.used >= share.calls:
         title, description = (
@@ -154,7 +153,7 @@ async def _page(broker: Broker, people: People, share: Share, link: str) -> str:
     else:
         try:
             title, description, functions = await _offered(broker, share, people.shares.principal(share))
-            forms = "".join(_form(f"{base}/share/{quote(link)}", link, *item) for item in functions)
+            forms = "".join(_form(f"{own_url(broker)}/share/{quote(link)}", link, *item) for item in functions)
         except HyphaError:
             title, description = share.service, "It is not offered now: its program is not connected. Try again later."
     return f"""<header><h1>{escape(title)}</h1></header>
